@@ -1,0 +1,43 @@
+# fedge_library(<name> DEPS ...): one library target for the *.cc of the calling folder.
+# A folder without sources yet becomes an interface library, so that the graph is whole from the start.
+function(fedge_library name)
+  cmake_parse_arguments(ARG "" "" "DEPS" ${ARGN})
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cc)
+  list(FILTER sources EXCLUDE REGEX "/main\\.cc$")
+  if(sources)
+    add_library(${name} STATIC ${sources})
+    target_link_libraries(${name} PUBLIC ${ARG_DEPS} PRIVATE fedge_options)
+    target_include_directories(${name} PUBLIC ${CMAKE_SOURCE_DIR})
+  else()
+    add_library(${name} INTERFACE)
+    target_link_libraries(${name} INTERFACE ${ARG_DEPS})
+  endif()
+endfunction()
+
+# fedge_program(<name> SOURCE main.cc DEPS ...)
+function(fedge_program name)
+  cmake_parse_arguments(ARG "" "SOURCE" "DEPS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCE})
+  target_link_libraries(${name} PRIVATE ${ARG_DEPS} fedge_options)
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+endfunction()
+
+# fedge_test(<folder> LABEL quick DEPS ...): tests/<folder>/*_test.cc -> one gtest program.
+function(fedge_test folder)
+  cmake_parse_arguments(ARG "" "LABEL" "DEPS" ${ARGN})
+  if(NOT ARG_LABEL)
+    set(ARG_LABEL quick)
+  endif()
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/${folder}/*_test.cc)
+  if(NOT sources)
+    return()
+  endif()
+  string(REPLACE "/" "_" stem ${folder})
+  set(name ${stem}_test)
+  add_executable(${name} ${sources})
+  target_link_libraries(${name} PRIVATE ${ARG_DEPS} fedge_testing GTest::gmock GTest::gtest_main
+                                        fedge_options)
+  target_compile_definitions(${name} PRIVATE FEDGE_SOURCE_DIR="${CMAKE_SOURCE_DIR}"
+                                             FEDGE_BINARY_DIR="${CMAKE_BINARY_DIR}")
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES LABELS ${ARG_LABEL} TIMEOUT 600)
+endfunction()

@@ -1,0 +1,54 @@
+// Writes GGUF v3 files: metadata in the order it was set, tensors aligned to 32 bytes.
+#ifndef FEDGE_COMMON_FORMATS_GGUF_WRITER_H_
+#define FEDGE_COMMON_FORMATS_GGUF_WRITER_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "common/base/byte_io.h"
+#include "common/base/env.h"
+#include "common/formats/gguf.h"
+#include "common/tensor/dtype.h"
+
+namespace fedge {
+
+class GgufWriter {
+ public:
+  void SetUint32(absl::string_view key, uint32_t value);
+  void SetUint64(absl::string_view key, uint64_t value);
+  void SetInt32(absl::string_view key, int32_t value);
+  void SetFloat32(absl::string_view key, float value);
+  void SetBool(absl::string_view key, bool value);
+  void SetString(absl::string_view key, absl::string_view value);
+  void SetStrings(absl::string_view key, absl::Span<const std::string> values);
+  void SetFloat32s(absl::string_view key, absl::Span<const float> values);
+  void SetInt32s(absl::string_view key, absl::Span<const int32_t> values);
+  // Copies a value of another file as it is.
+  void CopyValue(absl::string_view key, const GgufValue& value);
+
+  // dims in ggml order (dims[0] contiguous); data.size() must be the tensor's exact size (CHECK).
+  void AddTensor(absl::string_view name, DType type, std::vector<int64_t> dims, std::string data);
+
+  std::string Serialize() const;
+  // Atomic: the whole file or nothing.
+  absl::Status WriteFile(absl::string_view path, Env& env) const;
+
+ private:
+  struct Tensor {
+    std::string name;
+    DType type;
+    std::vector<int64_t> dims;
+    std::string data;
+  };
+  uint64_t num_values_ = 0;
+  ByteWriter values_;
+  std::vector<Tensor> tensors_;
+};
+
+}  // namespace fedge
+
+#endif  // FEDGE_COMMON_FORMATS_GGUF_WRITER_H_

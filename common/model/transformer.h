@@ -1,0 +1,102 @@
+// The Llama-family decoder, forward and backward, over a frozen quantized base with a LoRA adapter.
+//
+// Memory: per-layer gradient checkpointing (only each layer's input is kept; the layer is
+// recomputed in the backward pass), cross-entropy over chunks of tokens so that [T, V] logits never
+// exist, attention over blocks of queries so that [T, T] never exists. Weights stay quantized in
+// the mapped file.
+#ifndef FEDGE_COMMON_MODEL_TRANSFORMER_H_
+#define FEDGE_COMMON_MODEL_TRANSFORMER_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "common/adapter/lora_adapter.h"
+#include "common/base/thread_pool.h"
+#include "common/model/base_model.h"
+#include "common/model/tokenizer.h"
+
+namespace fedge {
+
+// Rectangular batch of B sequences of T tokens, row-major [B, T].
+struct Batch {
+  int64_t batch_size = 0;       // B
+  int64_t length = 0;           // T
+  std::vector<TokenId> tokens;  // inputs; padding may be any valid id
+  std::vector<TokenId>
+      targets;  // the token to predict at each position, or kNoToken: no loss there
+};
+
+struct LossSum {
+  double nats = 0;         // sum of -log p(target)
+  int64_t num_tokens = 0;  // scored positions
+
+  double mean() const { return num_tokens == 0 ? 0 : nats / static_cast<double>(num_tokens); }
+  LossSum& operator+=(const LossSum& other) {
+    nats += other.nats;
+    num_tokens += other.num_tokens;
+    return *this;
+  }
+};
+
+// Gradients of every weight, for pre-training; entry i belongs to the file's tensor i and has its
+// element count (empty for tensors that are not trained, e.g. rope_freqs).
+using WeightGradients = std::vector<std::vector<float>>;
+
+// Keys and values of the tokens seen so far, for generation. fp32.
+class KvCache;
+
+// Not thread-safe (owns scratch memory); make one per thread over the same BaseModel. Adapters
+// passed in must satisfy BaseModel::CheckAdapter (CHECK).
+class Transformer {
+ public:
+  Transformer(std::shared_ptr<const BaseModel> model, ThreadPool* pool);
+  ~Transformer();
+
+  const BaseModel& model() const { return *model_; }
+
+  // Sum of losses over the batch, with `adapter` (null: the bare base). Optional `token_nats` [B*T]
+  // gets each position's loss (0 where there is no target).
+  LossSum Loss(const Batch& batch, const LoraAdapter* adapter, absl::Span<float> token_nats = {});
+
+  // The same, and adds d(sum of losses)/d(adapter) * `grad_scale` to `gradient` (flat, the
+  // adapter's layout).
+  LossSum LossAndGradient(const Batch& batch, const LoraAdapter& adapter, float grad_scale,
+                          absl::Span<float> gradient);
+
+  // The same for all weights of an F32 base without adapter (pre-training). CHECKs that the base is
+  // F32.
+  LossSum LossAndWeightGradients(const Batch& batch, float grad_scale, WeightGradients& gradients);
+
+  // Appends `tokens` to the cache and returns the logits [V] of the last one. OutOfRange when the
+  // cache is full.
+  absl::StatusOr<std::vector<float>> Decode(absl::Span<const TokenId> tokens,
+                                            const LoraAdapter* adapter, KvCache& cache);
+
+ private:
+  struct Scratch;
+  std::shared_ptr<const BaseModel> model_;
+  ThreadPool* pool_;
+  std::unique_ptr<Scratch> scratch_;
+};
+
+class KvCache {
+ public:
+  KvCache(const ModelConfig& config, int64_t capacity);  // capacity in tokens
+  int64_t size() const { return size_; }
+  int64_t capacity() const { return capacity_; }
+  void Truncate(int64_t size) { size_ = size; }  // forget the tokens from `size` on
+
+ private:
+  friend class Transformer;
+  int64_t capacity_;
+  int64_t size_ = 0;
+  std::vector<std::vector<float>> keys_;    // per layer [capacity, KV*hd], rotated
+  std::vector<std::vector<float>> values_;  // per layer [capacity, KV*hd]
+};
+
+}  // namespace fedge
+
+#endif  // FEDGE_COMMON_MODEL_TRANSFORMER_H_

@@ -1,0 +1,93 @@
+// From a person's files to token batches.
+//
+// Input: a JSONL file, a plain-text file, or a folder of both (searched recursively: *.jsonl,
+// *.txt, *.md). One JSONL line is one record: {"text": s} | {"prompt": s, "completion": s} |
+// {"messages": [{role, content}...]}, with optional "node" (the natural client it belongs to) and
+// "id" (records of one id stay on one side of the train/validation split). A line that fits none of
+// these is an error naming file, line and reason. A plain-text file becomes records at blank-line
+// boundaries of at most ~2,000 bytes; its node is the file's name.
+#ifndef FEDGE_COMMON_TRAINING_DATASET_H_
+#define FEDGE_COMMON_TRAINING_DATASET_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "common/base/env.h"
+#include "common/base/rng.h"
+#include "common/model/chat_template.h"
+#include "common/model/tokenizer.h"
+#include "common/model/transformer.h"
+
+namespace fedge {
+
+// A stretch of a record; the loss falls on the trained stretches' tokens only.
+struct RecordSpan {
+  std::string text;
+  bool trained = true;
+};
+
+struct Record {
+  std::string node;
+  std::string id;
+  std::vector<RecordSpan> spans;
+  bool has_completion = false;  // from prompt/completion: usable for label scoring
+};
+
+struct DatasetLimits {
+  uint64_t max_file_bytes = uint64_t{1} << 32;
+  uint64_t max_records = 50'000'000;
+  uint64_t max_line_bytes = 16u << 20;
+};
+
+// Records in file order (folder: sorted by path). `format` renders "messages".
+absl::StatusOr<std::vector<Record>> ReadRecords(absl::string_view path, ChatFormat format,
+                                                const DatasetLimits& limits, Env& env);
+
+// A record as token ids; target[i] is the id to predict after token i, or kNoToken.
+struct Example {
+  std::vector<TokenId> tokens;
+  std::vector<TokenId> targets;
+  int64_t num_targets = 0;
+};
+
+// Tokenizes each span on its own boundary, BOS in front where the model adds one, EOS at the end
+// (trained when the last span is), cut into pieces of at most `max_length` tokens: a long text
+// continues in a next example, a prompt/completion or chat that does not fit loses its beginning.
+std::vector<Example> MakeExamples(const Record& record, const Tokenizer& tokenizer,
+                                  int64_t max_length);
+
+// Which side of the split a record is on: a pure function of (seed, node, id), so that every device
+// and every process agrees. `fraction` in [0, 1).
+bool IsValidation(const Record& record, uint64_t seed, double fraction);
+
+// Draws batches from examples for ever: a new seeded permutation each epoch. Short examples are
+// packed into rows of `length` tokens one after the other (each starts with BOS; attention runs
+// across the row, as is usual for packing), padded with kNoToken targets. Deterministic in
+// (examples, seed).
+class BatchSampler {
+ public:
+  BatchSampler(std::vector<Example> examples, int64_t batch_size, int64_t length, Rng rng);
+  Batch Next();
+  bool empty() const { return examples_.empty(); }
+
+ private:
+  void AppendExample(Batch& batch, int64_t row, int64_t& used);
+  std::vector<Example> examples_;
+  std::vector<uint32_t> order_;
+  size_t next_ = 0;
+  int64_t batch_size_;
+  int64_t length_;
+  Rng rng_;
+};
+
+// All examples once, in order, grouped into padded batches of at most `batch_size` rows (for
+// evaluation): one example a row, T = the longest of the batch.
+std::vector<Batch> EvaluationBatches(absl::Span<const Example> examples, int64_t batch_size);
+
+}  // namespace fedge
+
+#endif  // FEDGE_COMMON_TRAINING_DATASET_H_

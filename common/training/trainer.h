@@ -1,0 +1,56 @@
+// Local fine-tuning of a LoRA adapter: what a device does in a round, and `fedge finetune` alone.
+#ifndef FEDGE_COMMON_TRAINING_TRAINER_H_
+#define FEDGE_COMMON_TRAINING_TRAINER_H_
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "common/adapter/lora_adapter.h"
+#include "common/model/transformer.h"
+#include "common/training/dataset.h"
+#include "common/training/optimizer.h"
+
+namespace fedge {
+
+struct TrainOptions {
+  int64_t steps = 0;
+  int64_t batch_size = 4;
+  int64_t length = 256;  // tokens a row
+  LearningRate learning_rate;
+  AdamWOptions adamw;
+  double clip_norm = 1.0;
+  uint64_t seed = 0;
+};
+
+struct TrainProgress {
+  int64_t step = 0;   // done, from 1
+  int64_t steps = 0;  // in all
+  double loss = 0;    // nats a token of this step's batch
+  double grad_norm = 0;
+  int64_t tokens = 0;  // trained tokens (targets) so far
+};
+
+struct TrainResult {
+  double first_loss = 0;
+  double last_loss = 0;
+  double mean_loss = 0;
+  int64_t num_tokens = 0;    // targets seen
+  int64_t num_examples = 0;  // distinct training examples available (the averaging weight)
+};
+
+// Trains `adapter` in place. `on_step` (may be empty) returns false to stop early (Cancelled).
+// FailedPrecondition: no example has a trained token. Internal: the loss is not finite (names the
+// step).
+absl::StatusOr<TrainResult> TrainAdapter(Transformer& transformer,
+                                         const std::vector<Example>& examples,
+                                         const TrainOptions& options,
+                                         const std::function<bool(const TrainProgress&)>& on_step,
+                                         LoraAdapter& adapter);
+
+}  // namespace fedge
+
+#endif  // FEDGE_COMMON_TRAINING_TRAINER_H_
