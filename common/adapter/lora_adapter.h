@@ -61,6 +61,7 @@ class LoraSpec {
   std::vector<LoraModule> modules_;
   int64_t num_parameters_ = 0;
   Digest layout_hash_;
+  std::vector<int32_t> by_name_;  // indices of modules_, sorted by tensor name
 };
 
 // Spec plus values. Copyable; copies are deep.
