@@ -1,0 +1,167 @@
+#include "common/tensor/matmul.h"
+
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "common/base/rng.h"
+#include "common/tensor/quantize.h"
+
+namespace fedge {
+namespace {
+
+std::vector<float> RandomFloats(int64_t count, uint64_t seed) {
+  Rng rng(seed);
+  std::vector<float> values(static_cast<size_t>(count));
+  for (float& value : values) value = static_cast<float>(rng.Normal());
+  return values;
+}
+
+// A random weight in `type`; for types without an encoder the blocks are random bytes with tame
+// scales.
+struct TestWeight {
+  std::vector<uint8_t> bytes;
+  std::vector<float> dense;
+  WeightMatrix view;
+};
+
+TestWeight MakeWeight(DType type, int64_t rows, int64_t cols, uint64_t seed) {
+  TestWeight w;
+  w.bytes.resize(static_cast<size_t>(rows * RowBytes(type, cols)));
+  const std::vector<float> values = RandomFloats(rows * cols, seed);
+  if (!Quantize(type, values, w.bytes.data()).ok()) {
+    Rng rng(seed);
+    for (uint8_t& byte : w.bytes) byte = static_cast<uint8_t>(rng.Below(40));
+  }
+  w.dense.resize(values.size());
+  w.view = {w.bytes.data(), type, rows, cols};
+  for (int64_t r = 0; r < rows; ++r)
+    Dequantize(type, w.view.Row(r), cols, w.dense.data() + r * cols);
+  return w;
+}
+
+// Largest |got - want| over the largest |want|.
+double RelativeError(const std::vector<float>& got, const std::vector<double>& want) {
+  double error = 0, largest = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    error = std::max(error, std::fabs(static_cast<double>(got[i]) - want[i]));
+    largest = std::max(largest, std::fabs(want[i]));
+  }
+  return largest == 0 ? error : error / largest;
+}
+
+// want [m, n] = start + scale * A B by the naive triple loop in double.
+template <typename A, typename B>
+std::vector<double> NaiveProduct(int64_t m, int64_t n, int64_t k, A a, B b, double scale,
+                                 double start) {
+  std::vector<double> c(static_cast<size_t>(m * n), start);
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      for (int64_t l = 0; l < k; ++l)
+        c[static_cast<size_t>(i * n + j)] += scale * a(i, l) * b(l, j);
+    }
+  }
+  return c;
+}
+
+struct Shape {
+  int64_t t, rows, cols;
+};
+
+// Runs the checks on every SIMD target this machine has, as dynamic dispatch would pick it
+// elsewhere.
+class MatMulTest : public ::testing::TestWithParam<int64_t> {
+ protected:
+  void SetUp() override {
+    if ((hwy::SupportedTargets() & GetParam()) == 0) GTEST_SKIP() << hwy::TargetName(GetParam());
+    hwy::SetSupportedTargetsForTest(GetParam());
+  }
+  void TearDown() override { hwy::SetSupportedTargetsForTest(0); }
+};
+
+void CheckAllDirections(DType type, const Shape& s, ThreadPool& pool) {
+  SCOPED_TRACE(std::string(DTypeName(type)) + " " + std::to_string(s.t) + "x" +
+               std::to_string(s.rows) + "x" + std::to_string(s.cols));
+  const TestWeight w = MakeWeight(type, s.rows, s.cols, 7);
+  const std::vector<float> x = RandomFloats(s.t * s.cols, 1), dy = RandomFloats(s.t * s.rows, 2);
+  const auto weight = [&](int64_t r, int64_t c) {
+    return double{w.dense[static_cast<size_t>(r * s.cols + c)]};
+  };
+  const auto x_at = [&](int64_t i, int64_t c) {
+    return double{x[static_cast<size_t>(i * s.cols + c)]};
+  };
+  const auto dy_at = [&](int64_t i, int64_t r) {
+    return double{dy[static_cast<size_t>(i * s.rows + r)]};
+  };
+
+  std::vector<float> y(static_cast<size_t>(s.t * s.rows), 3.0f);
+  MatMulForward(w.view, x.data(), s.t, 0.5f, Accumulate::kYes, y.data(), pool);
+  EXPECT_LT(RelativeError(y, NaiveProduct(
+                                 s.t, s.rows, s.cols, x_at,
+                                 [&](int64_t k, int64_t n) { return weight(n, k); }, 0.5, 3.0)),
+            3e-6);
+  std::vector<float> dx(static_cast<size_t>(s.t * s.cols), NAN);
+  MatMulBackward(w.view, dy.data(), s.t, 1.0f, Accumulate::kNo, dx.data(), pool);
+  EXPECT_LT(RelativeError(dx, NaiveProduct(s.t, s.cols, s.rows, dy_at, weight, 1.0, 0.0)), 3e-6);
+
+  std::vector<float> dw(static_cast<size_t>(s.rows * s.cols), NAN);
+  MatMulWeightGradient(dy.data(), x.data(), s.t, s.rows, s.cols, 2.0f, Accumulate::kNo, dw.data(),
+                       pool);
+  EXPECT_LT(
+      RelativeError(dw, NaiveProduct(
+                            s.rows, s.cols, s.t, [&](int64_t r, int64_t k) { return dy_at(k, r); },
+                            x_at, 2.0, 0.0)),
+      3e-6);
+}
+
+TEST_P(MatMulTest, AgreesWithTheNaiveProductForEveryType) {
+  ThreadPool pool(1);
+  for (const DType type :
+       {DType::kF32, DType::kF16, DType::kBF16, DType::kQ4_0, DType::kQ4_1, DType::kQ5_0,
+        DType::kQ5_1, DType::kQ8_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K}) {
+    CheckAllDirections(type, {.t = 19, .rows = 70, .cols = 512}, pool);
+  }
+}
+
+TEST_P(MatMulTest, AgreesWithTheNaiveProductForRaggedDenseShapes) {
+  ThreadPool pool(2);
+  for (const Shape& shape : {Shape{1, 1, 1}, Shape{2, 3, 5}, Shape{7, 16, 33}, Shape{25, 8, 300},
+                             Shape{64, 17, 64}, Shape{300, 8, 48}, Shape{5, 530, 270}}) {
+    CheckAllDirections(DType::kF32, shape, pool);
+  }
+}
+
+TEST_P(MatMulTest, GivesTheSameBytesForAnyNumberOfThreads) {
+  const TestWeight w = MakeWeight(DType::kQ8_0, 600, 544, 3);
+  const std::vector<float> x = RandomFloats(130 * 544, 4);
+  std::vector<std::vector<float>> results;
+  for (const int threads : {1, 2, 3, 5}) {
+    ThreadPool pool(threads);
+    results.emplace_back(130 * 600);
+    MatMulForward(w.view, x.data(), 130, 1.0f, Accumulate::kNo, results.back().data(), pool);
+  }
+  for (const auto& result : results) EXPECT_EQ(result, results.front());
+}
+
+TEST_P(MatMulTest, RowsDoNotDependOnTheirNeighbours) {
+  const TestWeight w = MakeWeight(DType::kQ4_0, 96, 256, 3);
+  const std::vector<float> x = RandomFloats(31 * 256, 4);
+  ThreadPool pool(1);
+  std::vector<float> all(31 * 96), one(96);
+  MatMulForward(w.view, x.data(), 31, 1.0f, Accumulate::kNo, all.data(), pool);
+  for (int64_t i = 0; i < 31; ++i) {
+    MatMulForward(w.view, x.data() + i * 256, 1, 1.0f, Accumulate::kNo, one.data(), pool);
+    EXPECT_EQ(one, std::vector<float>(all.begin() + i * 96, all.begin() + (i + 1) * 96)) << i;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(AllTargets, MatMulTest,
+                         ::testing::Values<int64_t>(HWY_SSSE3, HWY_SSE4, HWY_AVX2, HWY_AVX3,
+                                                    HWY_AVX3_DL),
+                         [](const auto& info) { return std::string(hwy::TargetName(info.param)); });
+
+}  // namespace
+}  // namespace fedge
