@@ -18,10 +18,13 @@ namespace fedge {
 inline float HalfToFloat(uint16_t half) {
   const uint32_t magnitude = half & 0x7fffu;
   const uint32_t exponent = magnitude & 0x7c00u;
-  uint32_t bits = (magnitude << 13) + (112u << 23);
-  bits += exponent == 0x7c00u ? 112u << 23 : 0u;  // infinity and NaN keep the largest exponent
+  // Masks by arithmetic: of conditions the compiler makes branches, and loops stay scalar.
+  const uint32_t is_special = 0u - ((exponent + 0x400u) >> 15);  // infinity and NaN
+  const uint32_t is_subnormal = static_cast<uint32_t>(static_cast<int32_t>(exponent - 1u) >> 31);
   const float subnormal = static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f;
-  bits = exponent == 0 ? std::bit_cast<uint32_t>(subnormal) : bits;
+  const uint32_t normal = (magnitude << 13) + (112u << 23) + ((112u << 23) & is_special);
+  const uint32_t bits =
+      (normal & ~is_subnormal) | (std::bit_cast<uint32_t>(subnormal) & is_subnormal);
   return std::bit_cast<float>(bits | (half & 0x8000u) << 16);
 }
 
