@@ -161,7 +161,9 @@ TEST_P(MatMulTest, RowsDoNotDependOnTheirNeighbours) {
 INSTANTIATE_TEST_SUITE_P(AllTargets, MatMulTest,
                          ::testing::Values<int64_t>(HWY_SSSE3, HWY_SSE4, HWY_AVX2, HWY_AVX3,
                                                     HWY_AVX3_DL),
-                         [](const auto& target) { return std::string(hwy::TargetName(target.param)); });
+                         [](const auto& target) {
+                           return std::string(hwy::TargetName(target.param));
+                         });
 
 }  // namespace
 }  // namespace fedge
