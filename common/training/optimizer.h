@@ -21,8 +21,16 @@ class AdamW {
  public:
   AdamW(int64_t size, const AdamWOptions& options);
   // values -= learning_rate * (m_hat / (sqrt(v_hat) + eps) + weight_decay * values)
+  // Kingma, Ba 2015, algorithm 1, with decoupled decay; corrections in double precision. Only exact
+  // operations (no fused multiply-add): the same bits on every SIMD target.
   void Step(absl::Span<const float> gradient, float learning_rate, absl::Span<float> values);
   int64_t steps() const { return steps_; }
+
+  // The state, to write to a checkpoint and to read back (sizes must be this object's: CHECK).
+  absl::Span<const float> first_moment() const { return m_; }
+  absl::Span<const float> second_moment() const { return v_; }
+  void Restore(int64_t steps, absl::Span<const float> first_moment,
+               absl::Span<const float> second_moment);
 
  private:
   AdamWOptions options_;
@@ -31,7 +39,7 @@ class AdamW {
 };
 
 // Scales `gradient` so that its L2 norm is at most `max_norm` (0: no limit); returns the norm
-// before.
+// before (not finite when the gradient is not: nothing is scaled then).
 double ClipByGlobalNorm(double max_norm, absl::Span<float> gradient);
 
 enum class Schedule { kConstant, kLinear, kCosine };
@@ -43,7 +51,10 @@ struct LearningRate {
   int64_t total_steps = 0;      // where the decay ends
   float final_fraction = 0.1f;  // of peak
 
-  float At(int64_t step) const;  // step counts from 0
+  // step counts from 0. Rises linearly to the peak at step warmup_steps - 1, then decays to
+  // peak * final_fraction at total_steps and stays there; without a decay span it stays at the
+  // peak.
+  float At(int64_t step) const;
 };
 
 }  // namespace fedge

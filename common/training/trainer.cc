@@ -1,0 +1,90 @@
+#include "common/training/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/rng.h"
+#include "common/base/status.h"
+
+namespace fedge {
+namespace {
+
+absl::Status CheckOptions(const TrainOptions& options) {
+  if (options.steps < 1 || options.batch_size < 1 || options.length < 2) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("training needs at least 1 step, 1 row and 2 tokens a row, not ",
+                     options.steps, " steps of ", options.batch_size, " rows of ", options.length));
+  }
+  return absl::OkStatus();
+}
+
+int64_t CountTargets(const Batch& batch) {
+  return static_cast<int64_t>(batch.targets.size()) -
+         std::count(batch.targets.begin(), batch.targets.end(), kNoToken);
+}
+
+// A short example does not fill a row, and a batch has no use for one that trains nothing.
+std::vector<Example> Trainable(const std::vector<Example>& examples) {
+  std::vector<Example> result;
+  for (const Example& example : examples) {
+    if (example.num_targets > 0) result.push_back(example);
+  }
+  return result;
+}
+
+absl::Status NotFinite(absl::string_view what, int64_t step, float learning_rate) {
+  return absl::InternalError(absl::StrCat("step ", step, ": the ", what,
+                                          " is not finite at learning rate ", learning_rate,
+                                          "; lower the learning rate or the clip norm"));
+}
+
+}  // namespace
+
+absl::StatusOr<TrainResult> TrainAdapter(Transformer& transformer,
+                                         const std::vector<Example>& examples,
+                                         const TrainOptions& options,
+                                         const std::function<bool(const TrainProgress&)>& on_step,
+                                         LoraAdapter& adapter) {
+  RETURN_IF_ERROR(CheckOptions(options));
+  RETURN_IF_ERROR(transformer.model().CheckAdapter(adapter.spec()));
+  std::vector<Example> trainable = Trainable(examples);
+  TrainResult result;
+  result.num_examples = static_cast<int64_t>(trainable.size());
+  if (trainable.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("none of the ", examples.size(), " examples has a token to train on"));
+  }
+  BatchSampler sampler(std::move(trainable), options.batch_size, options.length,
+                       Rng::Stream(options.seed, "batches"));
+  AdamW adamw(adapter.spec().num_parameters(), options.adamw);
+  std::vector<float> gradient(adapter.values().size());
+  double loss_sum = 0;
+  for (int64_t step = 1; step <= options.steps; ++step) {
+    const Batch batch = sampler.Next();
+    const int64_t targets = std::max<int64_t>(1, CountTargets(batch));
+    std::fill(gradient.begin(), gradient.end(), 0.0f);
+    const LossSum loss = transformer.LossAndGradient(
+        batch, adapter, static_cast<float>(1.0 / static_cast<double>(targets)),
+        absl::MakeSpan(gradient));
+    const float rate = options.learning_rate.At(step - 1);
+    if (!std::isfinite(loss.nats)) return NotFinite("loss", step, rate);
+    const double norm = ClipByGlobalNorm(options.clip_norm, absl::MakeSpan(gradient));
+    if (!std::isfinite(norm)) return NotFinite("gradient", step, rate);
+    adamw.Step(gradient, rate, adapter.values());
+
+    result.num_tokens += loss.num_tokens;
+    result.last_loss = loss.mean();
+    if (step == 1) result.first_loss = loss.mean();
+    loss_sum += loss.mean();
+    result.mean_loss = loss_sum / static_cast<double>(step);
+    const TrainProgress progress{step, options.steps, loss.mean(), norm, result.num_tokens};
+    if (on_step && !on_step(progress)) {
+      return absl::CancelledError(absl::StrCat("stopped after step ", step));
+    }
+  }
+  return result;
+}
+
+}  // namespace fedge
