@@ -6,6 +6,6 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 ./setup.sh
-cmake --preset release
+cmake --preset release -DFEDGE_BUILD_TESTS=ON
 cmake --build --preset release
 exec ctest --preset release "$@"
