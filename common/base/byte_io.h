@@ -72,6 +72,7 @@ class ByteWriter {
 
   size_t size() const { return bytes_.size(); }
   std::string& bytes() { return bytes_; }
+  const std::string& bytes() const { return bytes_; }
   std::string Take() && { return std::move(bytes_); }
 
  private:

@@ -36,6 +36,16 @@ enum class GgufType : uint32_t {
   kFloat64,
 };
 
+absl::string_view GgufTypeName(GgufType type);  // "uint32"; "unknown" for none of the above
+
+// What a file may claim at most.
+inline constexpr uint64_t kMaxGgufKeys = 65536;
+inline constexpr uint64_t kMaxGgufTensors = 65536;
+inline constexpr uint64_t kMaxGgufKeyBytes = 65535;
+inline constexpr uint64_t kMaxGgufTensorNameBytes = 64;
+inline constexpr uint32_t kMaxGgufDims = 4;
+inline constexpr uint64_t kMaxGgufAlignment = uint64_t{1} << 20;
+
 // One metadata value, still in the file's bytes. Scalars are decoded; strings are views; arrays
 // keep a view of their (fully validated) elements.
 class GgufValue {
@@ -43,6 +53,9 @@ class GgufValue {
   GgufType type() const { return type_; }
   GgufType element_type() const { return element_type_; }  // of an array
   uint64_t size() const { return count_; }                 // elements of an array, else 1
+  // The value's bytes as the file has them: a scalar, a string's characters, an array's elements
+  // (strings with their lengths).
+  absl::string_view payload() const { return bytes_; }
 
   // InvalidArgument when the type does not fit (integers convert between widths if the value fits).
   absl::StatusOr<uint64_t> AsUint() const;
@@ -59,7 +72,7 @@ class GgufValue {
   GgufType type_ = GgufType::kUint8;
   GgufType element_type_ = GgufType::kUint8;
   uint64_t count_ = 1;
-  absl::string_view bytes_;  // payload: the scalar, the string's bytes, or the array's elements
+  absl::string_view bytes_;
 };
 
 // An entry of the tensor directory. `dims` are in ggml order: dims[0] is contiguous (columns).
@@ -70,7 +83,8 @@ struct GgufTensor {
   absl::string_view data;     // exactly the tensor's bytes
 
   int64_t num_elements() const;
-  // [dims[1], dims[0]]; a vector is one row. InvalidArgument for 3-D and more.
+  // [dims[1], dims[0]]; a vector is one row. InvalidArgument for 3-D and more (trailing dimensions
+  // of 1 do not count).
   absl::StatusOr<WeightMatrix> AsMatrix() const;
 };
 
@@ -107,6 +121,9 @@ class GgufFile {
  private:
   friend class GgufParser;
   GgufFile() = default;
+  absl::StatusOr<const GgufValue*> Require(absl::string_view key) const;
+  template <typename T>
+  absl::StatusOr<T> Named(absl::string_view key, absl::StatusOr<T> converted) const;
 
   std::unique_ptr<MappedFile> mapping_;
   std::string path_;

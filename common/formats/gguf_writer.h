@@ -1,4 +1,5 @@
-// Writes GGUF v3 files: metadata in the order it was set, tensors aligned to 32 bytes.
+// Writes GGUF v3 files: metadata in the order it was set, tensors aligned to 32 bytes. The whole
+// file is built in memory.
 #ifndef FEDGE_COMMON_FORMATS_GGUF_WRITER_H_
 #define FEDGE_COMMON_FORMATS_GGUF_WRITER_H_
 
@@ -6,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
@@ -16,6 +18,7 @@
 
 namespace fedge {
 
+// Setting a key or adding a tensor twice, or a name too long for a reader, is a CHECK.
 class GgufWriter {
  public:
   void SetUint32(absl::string_view key, uint32_t value);
@@ -27,7 +30,7 @@ class GgufWriter {
   void SetStrings(absl::string_view key, absl::Span<const std::string> values);
   void SetFloat32s(absl::string_view key, absl::Span<const float> values);
   void SetInt32s(absl::string_view key, absl::Span<const int32_t> values);
-  // Copies a value of another file as it is.
+  // Copies a value of another file as it is; "general.alignment" is left out, being the writer's.
   void CopyValue(absl::string_view key, const GgufValue& value);
 
   // dims in ggml order (dims[0] contiguous); data.size() must be the tensor's exact size (CHECK).
@@ -44,8 +47,15 @@ class GgufWriter {
     std::vector<int64_t> dims;
     std::string data;
   };
-  uint64_t num_values_ = 0;
+  void StartValue(absl::string_view key);
+  template <typename T>
+  void SetScalar(absl::string_view key, GgufType type, T value);
+  template <typename T>
+  void SetArray(absl::string_view key, GgufType type, absl::Span<const T> values);
+
+  absl::flat_hash_set<std::string> keys_;
   ByteWriter values_;
+  absl::flat_hash_set<std::string> tensor_names_;
   std::vector<Tensor> tensors_;
 };
 
