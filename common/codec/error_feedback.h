@@ -1,15 +1,24 @@
 // Error feedback on the sending side: what an update did not carry is kept and added to the next
 // one (Seide et al. 2014; Stich et al. 2018). Two phases, because an update can be lost: Prepare
-// encodes delta + residual and holds the new residual as pending; Commit (receipt came) makes it
-// current; Discard (the update was rejected or lost for good) keeps everything: the old residual
-// plus the delta that never arrived is dropped or kept by the caller's choice.
+// encodes delta + residual and holds what was not carried as pending; Commit (the receipt came)
+// makes the pending residual current; Discard (rejected or lost for good) drops it and keeps the
+// residual of before Prepare. The lost delta itself is not kept: it was trained from an adapter
+// that never received it, and the next round trains from a fresh one.
+//
+// Residuals are kept at fp16 precision (multiples of 2^-24 at the least), in memory as on disk, so
+// that a restart changes no byte of later updates.
+//
+// Not thread-safe.
 #ifndef FEDGE_COMMON_CODEC_ERROR_FEEDBACK_H_
 #define FEDGE_COMMON_CODEC_ERROR_FEEDBACK_H_
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "common/base/digest.h"
 #include "common/codec/update_codec.h"
@@ -21,16 +30,20 @@ class ErrorFeedback {
   // Residuals of another layout or base model are meaningless: the state is tagged with both.
   ErrorFeedback(const Digest& layout_hash, const Digest& base_model, uint64_t num_parameters);
 
-  // Encodes delta + residual.
+  // Encodes delta + residual. An earlier Prepare that was neither committed nor discarded counts as
+  // discarded. FailedPrecondition: the header names another layout or base model; otherwise as
+  // EncodeUpdate. Nothing changes on error.
   absl::StatusOr<std::string> Prepare(absl::Span<const float> delta, const UpdateHeader& header,
                                       const EncodeOptions& options);
-  void Commit();   // after the server's receipt
+  void Commit();   // after the server's receipt; there must be a pending update
   void Discard();  // rejected: the residual of before Prepare stays
 
+  bool has_pending() const { return !pending_.empty(); }
   absl::Span<const float> residual() const { return residual_; }
 
-  // State for disk (fp16 values, tags, CRC32C). Restore: DataLoss when damaged; FailedPrecondition
-  // when the tags differ from this object's.
+  // State for disk: tags, residual and pending residual as fp16, CRC32C. Restore replaces the state
+  // or, on error, changes nothing: DataLoss when damaged, Unimplemented for another version,
+  // FailedPrecondition when the tags differ from this object's.
   std::string Serialize() const;
   absl::Status Restore(absl::string_view bytes);
 
@@ -38,7 +51,7 @@ class ErrorFeedback {
   Digest layout_hash_;
   Digest base_model_;
   std::vector<float> residual_;
-  std::vector<float> pending_;
+  std::vector<float> pending_;  // empty: nothing is pending
 };
 
 }  // namespace fedge

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
@@ -25,10 +26,12 @@ enum class UpdateEncoding : uint8_t {
 
 struct EncodeOptions {
   UpdateEncoding encoding = UpdateEncoding::kTopK;
-  double density = 0.05;  // kTopK: fraction of parameters sent, (0, 1]
-  int value_bits =
-      4;  // kTopK: 2, 4 or 8 bits a value (sign included), one fp16 scale a block of 64
+  double density = 0.05;  // kTopK: fraction of parameters sent, (0, 1]; at least one is sent
+  int value_bits = 4;     // kTopK: 2, 4 or 8 bits a value, sign included
 };
+
+// InvalidArgument for an encoding, density or width that EncodeUpdate does not know.
+absl::Status CheckEncodeOptions(const EncodeOptions& options);
 
 // What an update is about; travels in the header, protected by its checksum.
 struct UpdateHeader {
@@ -40,19 +43,23 @@ struct UpdateHeader {
   Digest base_model;          // SHA-256 of the base model file
   uint64_t num_parameters = 0;
   uint64_t num_nonzero = 0;  // values present
+  int value_bits = 0;        // of one value, sign included; 16 in kDenseFp16
 };
 
 // Upper bound of EncodeUpdate's size for `num_parameters` (to reserve room and limit uploads).
+// Options that EncodeUpdate refuses get the bound of the costliest top-k options.
 uint64_t EncodedSizeBound(uint64_t num_parameters, const EncodeOptions& options);
 
-// Encodes `delta` (size = header.num_parameters; encoding and num_nonzero are filled in).
-// Deterministic. If `residual` is not empty (same size) it receives delta - what the receiver will
-// decode. InvalidArgument: non-finite value, bad options.
+// Encodes `delta` (size = header.num_parameters; encoding, num_nonzero and value_bits are filled
+// in). Deterministic: of equal magnitudes the lower index is sent first. Magnitudes below 2^-24 are
+// never sent. If `residual` is not empty (same size; may be `delta`'s own memory) it receives
+// delta - what the receiver will decode. InvalidArgument: bad options, sizes that differ, a value
+// that is not finite or beyond +-65504 (what a half holds); `residual` is untouched then.
 absl::StatusOr<std::string> EncodeUpdate(absl::Span<const float> delta, UpdateHeader header,
                                          const EncodeOptions& options, absl::Span<float> residual);
 
-// Reads and checks the header only. InvalidArgument, DataLoss (checksum), Unimplemented (version,
-// encoding).
+// Reads and checks the header only. InvalidArgument (not an update, contradicting fields), DataLoss
+// (checksum), Unimplemented (version, encoding).
 absl::StatusOr<UpdateHeader> ReadUpdateHeader(absl::string_view bytes);
 
 struct DecodedUpdate {
@@ -61,8 +68,8 @@ struct DecodedUpdate {
 };
 
 // FailedPrecondition when the header's num_parameters or layout hash is not the expected one;
-// otherwise as ReadUpdateHeader, and InvalidArgument for a body that breaks the grammar or holds a
-// non-finite value.
+// otherwise as ReadUpdateHeader, for the payload too, and InvalidArgument for a payload of another
+// length, one that breaks the grammar or one that holds a non-finite value.
 absl::StatusOr<DecodedUpdate> DecodeUpdate(absl::string_view bytes, const Digest& expected_layout,
                                            uint64_t expected_parameters);
 
