@@ -1,0 +1,126 @@
+#include "client/task.h"
+
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "common/base/rng.h"
+#include "common/base/status.h"
+
+namespace fedge {
+namespace {
+
+absl::Status OutOfBounds(absl::string_view field, double value, absl::string_view bounds) {
+  return absl::InvalidArgumentError(absl::StrCat("assignment: ", field, " ", value,
+                                                 " is not within ", bounds,
+                                                 "; are server and client of the same version?"));
+}
+
+// Also false for NaN.
+bool Within(double value, double low, double high) { return value >= low && value <= high; }
+
+absl::Status ParseTraining(const v1::TrainingPlan& plan, const BaseModel& base, Task* task) {
+  const int64_t context = base.config().context_length;
+  if (!Within(plan.steps(), 1, kMaxLocalSteps)) {
+    return OutOfBounds("steps", plan.steps(), absl::StrCat("[1, ", kMaxLocalSteps, "]"));
+  }
+  if (!Within(plan.length(), 2, static_cast<double>(context))) {
+    return OutOfBounds("length", plan.length(),
+                       absl::StrCat("[2, ", context, "], the base model's context"));
+  }
+  const int64_t max_rows = kMaxBatchTokens / plan.length();
+  if (!Within(plan.batch_size(), 1, static_cast<double>(max_rows))) {
+    return OutOfBounds("batch_size", plan.batch_size(), absl::StrCat("[1, ", max_rows, "]"));
+  }
+  if (!Within(plan.learning_rate(), 1e-12, 10)) {
+    return OutOfBounds("learning_rate", plan.learning_rate(), "[1e-12, 10]");
+  }
+  if (!Within(plan.clip_norm(), 0, 1e9))
+    return OutOfBounds("clip_norm", plan.clip_norm(), "[0, 1e9]");
+  if (!Within(plan.weight_decay(), 0, 1)) {
+    return OutOfBounds("weight_decay", plan.weight_decay(), "[0, 1]");
+  }
+  if (!Within(plan.validation_fraction(), 0, 0.9)) {
+    return OutOfBounds("validation_fraction", plan.validation_fraction(), "[0, 0.9]");
+  }
+  task->training.steps = plan.steps();
+  task->training.batch_size = plan.batch_size();
+  task->training.length = plan.length();
+  // A round is too short for a schedule of its own: the rate is the server's to change by round.
+  task->training.learning_rate.peak = plan.learning_rate();
+  task->training.learning_rate.schedule = Schedule::kConstant;
+  task->training.learning_rate.total_steps = plan.steps();
+  task->training.adamw.weight_decay = plan.weight_decay();
+  task->training.clip_norm = plan.clip_norm();
+  task->validation_fraction = plan.validation_fraction();
+  task->split_seed = plan.split_seed();
+  return absl::OkStatus();
+}
+
+absl::Status ParseCodec(const v1::CodecPlan& plan, Task* task) {
+  switch (plan.encoding()) {
+    case v1::CodecPlan::DENSE_FP16:
+      task->codec.encoding = UpdateEncoding::kDenseFp16;
+      break;
+    case v1::CodecPlan::TOP_K:
+      task->codec.encoding = UpdateEncoding::kTopK;
+      if (!Within(plan.density(), 1e-9, 1)) return OutOfBounds("density", plan.density(), "(0, 1]");
+      if (plan.value_bits() != 2 && plan.value_bits() != 4 && plan.value_bits() != 8) {
+        return OutOfBounds("value_bits", plan.value_bits(), "{2, 4, 8}");
+      }
+      task->codec.density = plan.density();
+      task->codec.value_bits = static_cast<int>(plan.value_bits());
+      break;
+    default:
+      return absl::UnimplementedError(
+          absl::StrCat("assignment: update encoding ", static_cast<int>(plan.encoding()),
+                       " is not known to this client (dense fp16, top-k); update the client"));
+  }
+  task->error_feedback = plan.error_feedback();
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<LoraSpec> LoraSpecFromProto(const v1::LoraSpecProto& proto) {
+  if (proto.modules_size() > kMaxLoraModules) {
+    return absl::InvalidArgumentError(absl::StrCat("assignment: ", proto.modules_size(),
+                                                   " adapter modules, at most ", kMaxLoraModules));
+  }
+  std::vector<LoraModule> modules(static_cast<size_t>(proto.modules_size()));
+  for (size_t i = 0; i < modules.size(); ++i) {
+    const v1::LoraModuleSpec& from = proto.modules(static_cast<int>(i));
+    modules[i].tensor = from.tensor();
+    modules[i].in_features = from.in_features();
+    modules[i].out_features = from.out_features();
+    modules[i].rank = from.rank();
+  }
+  return LoraSpec::Create(proto.architecture(), proto.alpha(), std::move(modules));
+}
+
+absl::StatusOr<Task> ParseTask(const v1::Assignment& assignment, const std::string& node_id,
+                               const BaseModel& base) {
+  ASSIGN_OR_RETURN(const Digest wanted, DigestFromRaw(assignment.base_model_sha256()));
+  if (wanted != base.sha256()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "base model: the run trains the file with SHA-256 ", wanted.Hex(), ", this device holds ",
+        base.sha256().Hex(), "; start the client with --model set to the server's file"));
+  }
+  Task task;
+  task.run_id = assignment.run_id();
+  task.round = assignment.round();
+  ASSIGN_OR_RETURN(task.lora, LoraSpecFromProto(assignment.lora()));
+  RETURN_IF_ERROR(base.CheckAdapter(task.lora));
+  task.adapter_version = assignment.adapter_version();
+  task.adapter = assignment.adapter();
+  RETURN_IF_ERROR(ParseTraining(assignment.training(), base, &task));
+  RETURN_IF_ERROR(ParseCodec(assignment.codec(), &task));
+  // The server's seed is the round's; each node draws its own order from it.
+  Rng own = Rng::Stream(assignment.seed(), absl::StrCat("task/", node_id), assignment.round());
+  task.training.seed = own.Next();
+  task.deadline = absl::Milliseconds(
+      static_cast<int64_t>(std::min<uint64_t>(assignment.deadline_ms(), uint64_t{1} << 40)));
+  return task;
+}
+
+}  // namespace fedge
