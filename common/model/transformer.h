@@ -71,15 +71,14 @@ class Transformer {
   LossSum LossAndWeightGradients(const Batch& batch, float grad_scale, WeightGradients& gradients);
 
   // Appends `tokens` to the cache and returns the logits [V] of the last one. OutOfRange when the
-  // cache is full.
+  // cache has no room for all of them (it is unchanged then); InvalidArgument when there are none.
   absl::StatusOr<std::vector<float>> Decode(absl::Span<const TokenId> tokens,
                                             const LoraAdapter* adapter, KvCache& cache);
 
  private:
-  struct Scratch;
+  class Engine;  // scratch memory and the passes over it
   std::shared_ptr<const BaseModel> model_;
-  ThreadPool* pool_;
-  std::unique_ptr<Scratch> scratch_;
+  std::unique_ptr<Engine> engine_;
 };
 
 class KvCache {
