@@ -86,9 +86,9 @@ std::string FormatCount(int64_t count) {
       absl::StrCat(negative ? 0 - static_cast<uint64_t>(count) : static_cast<uint64_t>(count));
   for (size_t i = digits.size(); i > 3;) {
     i -= 3;
-    digits.insert(i, ",");
+    digits.insert(i, 1, ',');
   }
-  return negative ? "-" + digits : digits;
+  return absl::StrCat(negative ? "-" : "", digits);
 }
 
 std::string FormatBytes(uint64_t bytes) {
@@ -110,7 +110,7 @@ std::string FormatRate(double per_second, absl::string_view unit) {
   return absl::StrCat(FormatCount(static_cast<int64_t>(std::llround(shown))), " ", unit, "/s");
 }
 
-std::string FormatDuration(absl::Duration duration) {
+std::string FormatTimeSpan(absl::Duration duration) {
   if (duration == absl::InfiniteDuration()) return "unknown";
   const int64_t seconds =
       std::max<int64_t>(0, absl::ToInt64Seconds(duration + absl::Milliseconds(500)));

@@ -47,7 +47,7 @@ class ProgressLine {
 std::string FormatCount(int64_t count);                             // "1,234,567"
 std::string FormatBytes(uint64_t bytes);                            // "999 B", "3.1 MB" (10^6)
 std::string FormatRate(double per_second, absl::string_view unit);  // "1,234 tokens/s"
-std::string FormatDuration(absl::Duration duration);  // "8 s", "2 min 05 s", "1 h 02 min"
+std::string FormatTimeSpan(absl::Duration duration);  // "8 s", "2 min 05 s", "1 h 02 min"
 
 }  // namespace fedge
 
