@@ -2,8 +2,9 @@
 // in, decisions and actions come out; the same object runs in production, in the simulator and in
 // the fault tests.
 //
-//   round: COLLECTING -> AGGREGATING -> PUBLISHED | ABANDONED        run: WAITING -> RUNNING ->
-//   FINISHED node in a round: ASSIGNED -> ACCEPTED | REJECTED | LATE | DROPPED
+//   run:   WAITING -> COLLECTING -> PUBLISHING -> COLLECTING ... -> FINISHED
+//             ^___________| abandoned: too few updates; the next attempt has the next number
+//   node in a round: ASSIGNED -> ACCEPTED | REJECTED | DROPPED
 //
 // The cohort of a round is a seeded sample of the nodes known when it starts, sorted by id: the
 // same seed and the same nodes give the same cohort, whatever the order of arrivals. Accepted
@@ -22,41 +23,28 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "common/adapter/lora_adapter.h"
 #include "common/base/digest.h"
-#include "common/codec/update_codec.h"
 #include "server/aggregator.h"
+#include "server/run_plan.h"
+#include "server/update_admission.h"
 
 namespace fedge {
 
-// All knobs of a run, defaults filled in and checked (server/run_plan.h makes it from
-// config.proto).
-struct RunPlan {
-  std::string run_id = "default";
-  uint64_t seed = 0;
-  int64_t rounds = 20;
-  int64_t nodes_per_round = 16;
-  int64_t min_nodes = 16;
-  double quorum = 0.5;
-  absl::Duration round_deadline = absl::Minutes(10);
-  absl::Duration retry = absl::Seconds(5);
-  LoraSpec lora;
-  Digest base_model;
-  // What each device is told to do.
-  int64_t steps = 8;
-  int64_t batch_size = 4;
-  int64_t length = 128;
-  float learning_rate = 2e-3f;
-  float clip_norm = 1;
-  float weight_decay = 0;
-  double validation_fraction = 0.1;
-  EncodeOptions codec;
-  bool error_feedback = true;
-  double server_learning_rate = 1;
-  double server_momentum = 0;
-  double max_update_norm = 0;
+inline constexpr size_t kMaxKnownNodes = 1'000'000;
+inline constexpr size_t kMaxNodeIdBytes = 128;
+
+// InvalidArgument unless `id` is 1..128 bytes of UTF-8 without control characters.
+absl::Status CheckNodeId(absl::string_view id);
+
+// What a version is made of; all of it must be stored to continue after a restart.
+struct ModelState {
+  LoraAdapter adapter;          // the fp32 master
+  std::vector<float> momentum;  // of the server optimizer; empty without momentum
+  uint64_t version = 0;
 };
 
 // Counts of a round's cohort; assigned = pending + accepted + rejected + dropped at all times
@@ -67,14 +55,14 @@ struct RoundCounts {
   int64_t accepted = 0;
   int64_t rejected = 0;
   int64_t dropped = 0;
-  int64_t late = 0;  // arrived after the round closed; counted in dropped too
+  int64_t late = 0;  // dropped members of earlier rounds whose update came during this one
 };
 
 // What a check-in is answered with.
 struct TaskAssignment {
   uint64_t round = 0;
   uint64_t adapter_version = 0;
-  absl::Duration deadline;
+  absl::Duration deadline;  // from now
   uint64_t seed = 0;
 };
 struct RetryLater {
@@ -88,22 +76,32 @@ struct RunEnded {
 using CheckInDecision = std::variant<TaskAssignment, RetryLater, RunEnded>;
 
 enum class Verdict { kAccepted, kRejected, kLate };
+absl::string_view VerdictName(Verdict verdict);
+
 struct UpdateVerdict {
   Verdict verdict = Verdict::kRejected;
   std::string reason;
 };
 
-// Things the owner must do after an event, in order.
-struct RoundStarted {
-  uint64_t round = 0;
-  std::vector<std::string> cohort;
+// One accepted update in a version.
+struct Contribution {
+  std::string node_id;
+  Digest digest;
+  uint64_t weight = 0;
+  uint64_t wire_bytes = 0;
 };
-struct VersionPublished {  // persist it, then serve it
-  uint64_t version = 0;
+
+// Things the owner must do after an event, in order.
+struct RoundStarted {  // record it before an assignment of this round goes out
   uint64_t round = 0;
-  LoraAdapter adapter;
+  uint64_t base_version = 0;
+  std::vector<std::string> cohort;  // sorted
+};
+struct VersionPublished {  // store it, then call ConfirmPublished
+  ModelState state;
+  uint64_t round = 0;
   RoundCounts counts;
-  uint64_t update_bytes = 0;  // wire bytes of the accepted updates
+  std::vector<Contribution> contributions;  // sorted by node
 };
 struct RoundAbandoned {
   uint64_t round = 0;
@@ -119,63 +117,80 @@ using CoordinatorAction =
 // Not thread-safe: the owner serializes events. Times are Clock::Monotonic values handed in.
 class Coordinator {
  public:
-  // Starts at version 0 = `initial` (what every device starts from).
-  Coordinator(RunPlan plan, LoraAdapter initial);
-  // Continues after a restart: the state of the last published version; `next_round` has not
-  // started.
-  Coordinator(RunPlan plan, LoraAdapter current, uint64_t version, uint64_t next_round);
+  // `state`: version 0 = what every device starts from, or the last published version after a
+  // restart; `next_round` (>= 1) is the number of the next round, greater than all started before.
+  Coordinator(RunPlan plan, ModelState state, uint64_t next_round = 1);
 
   // InvalidArgument: bad node id. FailedPrecondition: base model differs from the run's (names both
-  // hashes).
+  // hashes). ResourceExhausted: a new node, and kMaxKnownNodes are known.
   absl::StatusOr<CheckInDecision> CheckIn(absl::string_view node_id, const Digest& base_model,
                                           absl::Duration now);
-  // A whole update arrived. One node's bad update is its own verdict and never an error of the
-  // round. The same bytes again give the same verdict; other bytes for an accepted (round, node)
-  // are rejected.
+
+  // What SubmitUpdate will answer whatever the bytes hold; nothing when the update is still wanted:
+  // then AdmitUpdate(plan(), round, version(), bytes) decides.
+  std::optional<UpdateVerdict> KnownVerdict(absl::string_view node_id, uint64_t round,
+                                            const Digest& digest);
+  // A whole update arrived; `update` is what AdmitUpdate made of it. One node's bad update is its
+  // own verdict and never an error of the round. The same bytes again give the same verdict; other
+  // bytes after a verdict are rejected and change nothing.
   UpdateVerdict SubmitUpdate(absl::string_view node_id, uint64_t round, const Digest& digest,
-                             absl::string_view bytes);
-  // The device gave up on its task.
+                             absl::StatusOr<AdmittedUpdate> update);
+  // The device gave up on its task. Ignored unless its update is pending.
   void ReportFailure(absl::string_view node_id, uint64_t round, absl::string_view error);
   // Time passed: deadlines.
   void Tick(absl::Duration now);
+  // The version of the last VersionPublished is durable: it may be served, the next round starts.
+  void ConfirmPublished(uint64_t version, absl::Duration now);
 
   // Actions since the last call, in order.
   std::vector<CoordinatorAction> TakeActions();
 
   const RunPlan& plan() const { return plan_; }
-  uint64_t version() const { return version_; }
+  uint64_t version() const { return state_.version; }  // the one being trained or served
+  const LoraAdapter& adapter() const { return state_.adapter; }
   uint64_t round() const { return round_; }  // the one collecting or, between rounds, the next
-  bool collecting() const { return collecting_; }
-  bool finished() const { return finished_; }
-  RoundCounts counts() const;
-  const LoraAdapter& current() const { return current_; }
+  bool collecting() const { return phase_ == Phase::kCollecting; }
+  bool publishing() const { return phase_ == Phase::kPublishing; }
+  bool finished() const { return phase_ == Phase::kFinished; }
+  RoundCounts counts() const { return counts_; }  // of the open round; between rounds only `late`
+  size_t known_nodes() const { return nodes_.size(); }
 
  private:
+  enum class Phase { kWaiting, kCollecting, kPublishing, kFinished };
   enum class NodeState { kAssigned, kAccepted, kRejected, kDropped };
   struct Participation {
     NodeState state = NodeState::kAssigned;
     Digest digest;
-    std::string reason;
+    std::string reason;  // of a rejection or a failure
+    uint64_t weight = 0;
+    uint64_t wire_bytes = 0;
+    bool late = false;
   };
+  using Cohort = std::map<std::string, Participation, std::less<>>;
 
+  size_t NodesNeeded() const;
+  int64_t Quorum() const;
+  CheckInDecision Decide(absl::string_view node_id, absl::Duration now) const;
   void MaybeStartRound(absl::Duration now);
-  void MaybeCloseRound(absl::Duration now, bool deadline_passed);
+  void MaybeCloseRound(bool deadline_passed);
+  void EndRound();  // moves the cohort to past_
   void Publish();
-  absl::Status Accept(absl::string_view bytes, Participation& participation);
+  void Abandon(std::string reason);
+  bool ComputeNext(ModelState& next) const;
+  void Settle(Participation& participation, NodeState state);
+  void CheckCounts() const;
 
   RunPlan plan_;
-  LoraAdapter current_;
-  std::vector<float> momentum_;
-  uint64_t version_ = 0;
-  uint64_t round_ = 1;
-  bool collecting_ = false;
-  bool finished_ = false;
+  ModelState state_;
+  uint64_t round_;
+  Phase phase_ = Phase::kWaiting;
+  bool first_round_started_ = false;
   absl::Duration deadline_;
-  std::set<std::string> nodes_;                  // all that ever checked in
-  std::map<std::string, Participation> cohort_;  // of the current round
+  std::set<std::string, std::less<>> nodes_;  // checked in, and not silent at a deadline since
+  Cohort cohort_;
+  std::map<uint64_t, Cohort> past_;  // the newest few, to answer repetitions of lost receipts
+  RoundCounts counts_;
   std::unique_ptr<UpdateAggregator> aggregator_;
-  uint64_t update_bytes_ = 0;
-  int64_t late_ = 0;
   std::vector<CoordinatorAction> actions_;
 };
 

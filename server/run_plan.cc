@@ -1,0 +1,212 @@
+#include "server/run_plan.h"
+
+#include <algorithm>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "common/base/rng.h"
+#include "common/base/status.h"
+#include "fedge/v1/config.pb.h"
+#include "fedge/v1/federation.pb.h"
+#include "server/aggregator.h"
+
+namespace fedge {
+namespace {
+
+// Collects the first violated limit, so that checks read as a table.
+class Limits {
+ public:
+  template <typename T>
+  T AtLeast(absl::string_view field, T value, T low) {
+    if (!(value >= low)) Fail(absl::StrCat(field, ": ", value, " is below ", low));
+    return value;
+  }
+  template <typename T>
+  T Above(absl::string_view field, T value, T low) {
+    if (!(value > low)) Fail(absl::StrCat(field, ": ", value, " must be above ", low));
+    return value;
+  }
+  template <typename T>
+  T AtMost(absl::string_view field, T value, T high) {
+    if (!(value <= high)) Fail(absl::StrCat(field, ": ", value, " is above ", high));
+    return value;
+  }
+  template <typename T>
+  T Within(absl::string_view field, T value, T low, T high) {
+    return AtMost(field, AtLeast(field, value, low), high);
+  }
+  void Fail(std::string message) {
+    if (status_.ok()) status_ = absl::InvalidArgumentError(message);
+  }
+  const absl::Status& status() const { return status_; }
+
+ private:
+  absl::Status status_;
+};
+
+void CheckRunId(const std::string& id, Limits& limits) {
+  if (id.empty() || id.size() > 64) {
+    limits.Fail(absl::StrCat("run.id: has ", id.size(), " characters, allowed are 1 to 64"));
+  }
+  for (const char c : id) {
+    if (!absl::ascii_isalnum(static_cast<unsigned char>(c)) && c != '.' && c != '_' && c != '-') {
+      limits.Fail("run.id: only letters, digits, '.', '_' and '-' are allowed");
+    }
+  }
+}
+
+void FillRounds(const v1::RunConfig& run, Limits& limits, RunPlan& plan) {
+  if (run.has_id()) plan.run_id = run.id();
+  CheckRunId(plan.run_id, limits);
+  plan.seed = run.seed();
+  if (run.has_rounds()) plan.rounds = run.rounds();
+  limits.Within<int64_t>("run.rounds", plan.rounds, 1, 1'000'000);
+  if (run.has_nodes_per_round()) plan.nodes_per_round = run.nodes_per_round();
+  limits.Within<int64_t>("run.nodes_per_round", plan.nodes_per_round, 1, 100'000);
+  plan.min_nodes = run.has_min_nodes() ? run.min_nodes() : plan.nodes_per_round;
+  limits.Within<int64_t>("run.min_nodes", plan.min_nodes, 1, 1'000'000);
+  if (run.has_quorum()) plan.quorum = run.quorum();
+  limits.AtMost("run.quorum", limits.Above("run.quorum", plan.quorum, 0.0), 1.0);
+  const double deadline = run.has_round_deadline_seconds() ? run.round_deadline_seconds() : 600;
+  limits.Within("run.round_deadline_seconds", deadline, 0.001, 7.0 * 86400);
+  plan.round_deadline = absl::Seconds(deadline);
+}
+
+void FillTraining(const v1::TrainingConfig& training, Limits& limits, RunPlan& plan) {
+  if (training.has_steps()) plan.steps = training.steps();
+  limits.Within<int64_t>("run.training.steps", plan.steps, 1, 1'000'000);
+  if (training.has_batch_size()) plan.batch_size = training.batch_size();
+  limits.Within<int64_t>("run.training.batch_size", plan.batch_size, 1, 4096);
+  if (training.has_length()) plan.length = training.length();
+  limits.Within<int64_t>("run.training.length", plan.length, 2, 131072);
+  if (training.has_learning_rate()) plan.learning_rate = training.learning_rate();
+  limits.AtMost("run.training.learning_rate",
+                limits.Above("run.training.learning_rate", plan.learning_rate, 0.0f), 10.0f);
+  if (training.has_clip_norm()) plan.clip_norm = training.clip_norm();
+  limits.AtLeast("run.training.clip_norm", plan.clip_norm, 0.0f);
+  if (training.has_weight_decay()) plan.weight_decay = training.weight_decay();
+  limits.Within("run.training.weight_decay", plan.weight_decay, 0.0f, 1.0f);
+  if (training.has_validation_fraction()) plan.validation_fraction = training.validation_fraction();
+  limits.Within("run.training.validation_fraction", plan.validation_fraction, 0.0, 0.9);
+}
+
+void FillCodec(const v1::CodecConfig& codec, Limits& limits, RunPlan& plan) {
+  if (codec.has_encoding()) {
+    if (codec.encoding() == "dense-fp16") {
+      plan.codec.encoding = UpdateEncoding::kDenseFp16;
+    } else if (codec.encoding() != "top-k") {
+      limits.Fail(absl::StrCat("run.codec.encoding: '", codec.encoding(),
+                               "' is not known; use top-k or dense-fp16"));
+    }
+  }
+  if (codec.has_density()) plan.codec.density = codec.density();
+  limits.AtMost("run.codec.density", limits.Above("run.codec.density", plan.codec.density, 0.0),
+                1.0);
+  const uint32_t bits = codec.has_value_bits() ? codec.value_bits() : 4;
+  if (bits != 2 && bits != 4 && bits != 8) {
+    limits.Fail(absl::StrCat("run.codec.value_bits: ", bits, " is not 2, 4 or 8"));
+  }
+  plan.codec.value_bits = static_cast<int>(bits);
+  plan.error_feedback =
+      plan.codec.encoding != UpdateEncoding::kDenseFp16 && !codec.no_error_feedback();
+}
+
+void FillAggregation(const v1::AggregationConfig& aggregation, Limits& limits, RunPlan& plan) {
+  if (aggregation.has_server_learning_rate()) {
+    plan.server_learning_rate = aggregation.server_learning_rate();
+  }
+  constexpr absl::string_view kRate = "run.aggregation.server_learning_rate";
+  limits.AtMost(kRate, limits.Above(kRate, plan.server_learning_rate, 0.0), 10.0);
+  plan.server_momentum = aggregation.server_momentum();
+  limits.Within("run.aggregation.server_momentum", plan.server_momentum, 0.0, 0.999);
+  plan.max_update_norm = aggregation.max_update_norm();
+  limits.AtLeast("run.aggregation.max_update_norm", plan.max_update_norm, 0.0);
+  // A full cohort of the heaviest nodes must fit the sum: which update is refused may not depend on
+  // the order of arrivals.
+  const uint64_t heaviest =
+      std::min(kMaxUpdateWeight,
+               kMaxTotalWeight / static_cast<uint64_t>(std::max<int64_t>(plan.nodes_per_round, 1)));
+  plan.max_examples_per_node = std::min<uint64_t>(plan.max_examples_per_node, heaviest);
+  if (aggregation.has_max_examples_per_node()) {
+    plan.max_examples_per_node = aggregation.max_examples_per_node();
+  }
+  limits.Within<uint64_t>("run.aggregation.max_examples_per_node", plan.max_examples_per_node, 1,
+                          heaviest);
+}
+
+}  // namespace
+
+absl::StatusOr<LoraPlan> MakeLoraPlan(const v1::RunConfig& config) {
+  LoraPlan plan;
+  Limits limits;
+  const v1::LoraConfig& lora = config.lora();
+  if (lora.has_rank()) plan.rank = lora.rank();
+  limits.Within<int64_t>("run.lora.rank", plan.rank, 1, kMaxLoraRank);
+  plan.alpha = lora.has_alpha() ? lora.alpha() : 2 * static_cast<float>(plan.rank);
+  limits.AtMost("run.lora.alpha", limits.Above("run.lora.alpha", plan.alpha, 0.0f), 1e6f);
+  if (lora.target_modules_size() > 0) {
+    plan.target_modules.assign(lora.target_modules().begin(), lora.target_modules().end());
+  }
+  RETURN_IF_ERROR(limits.status());
+  return plan;
+}
+
+absl::StatusOr<RunPlan> MakeRunPlan(const v1::ServerConfig& config, LoraSpec lora,
+                                    const Digest& base_model) {
+  RETURN_IF_ERROR(MakeLoraPlan(config.run()).status());
+  RunPlan plan;
+  plan.lora = std::move(lora);
+  plan.base_model = base_model;
+  Limits limits;
+  FillRounds(config.run(), limits, plan);
+  FillTraining(config.run().training(), limits, plan);
+  FillCodec(config.run().codec(), limits, plan);
+  FillAggregation(config.run().aggregation(), limits, plan);
+  const double retry = config.has_retry_seconds() ? config.retry_seconds() : 5;
+  limits.Within("retry_seconds", retry, 0.001, 86400.0);
+  plan.retry = absl::Seconds(retry);
+  if (config.has_keep_versions()) {
+    limits.Within<uint32_t>("keep_versions", config.keep_versions(), 2, 1'000'000);
+  }
+  RETURN_IF_ERROR(limits.status());
+  plan.max_update_bytes =
+      EncodedSizeBound(static_cast<uint64_t>(plan.lora.num_parameters()), plan.codec);
+  if (config.has_max_update_bytes()) {
+    limits.AtLeast<uint64_t>("max_update_bytes", config.max_update_bytes(), 1024);
+    plan.max_update_bytes = std::min<uint64_t>(plan.max_update_bytes, config.max_update_bytes());
+  }
+  RETURN_IF_ERROR(limits.status());
+  return plan;
+}
+
+void FillAssignment(const RunPlan& plan, v1::Assignment& assignment) {
+  assignment.set_run_id(plan.run_id);
+  assignment.set_base_model_sha256(plan.base_model.Raw());
+  v1::LoraSpecProto& lora = *assignment.mutable_lora();
+  lora.set_architecture(plan.lora.architecture());
+  lora.set_alpha(plan.lora.alpha());
+  for (const LoraModule& module : plan.lora.modules()) {
+    v1::LoraModuleSpec& spec = *lora.add_modules();
+    spec.set_tensor(module.tensor);
+    spec.set_in_features(static_cast<uint32_t>(module.in_features));
+    spec.set_out_features(static_cast<uint32_t>(module.out_features));
+    spec.set_rank(static_cast<uint32_t>(module.rank));
+  }
+  v1::TrainingPlan& training = *assignment.mutable_training();
+  training.set_steps(static_cast<uint32_t>(plan.steps));
+  training.set_batch_size(static_cast<uint32_t>(plan.batch_size));
+  training.set_length(static_cast<uint32_t>(plan.length));
+  training.set_learning_rate(plan.learning_rate);
+  training.set_clip_norm(plan.clip_norm);
+  training.set_weight_decay(plan.weight_decay);
+  training.set_validation_fraction(plan.validation_fraction);
+  training.set_split_seed(Rng::Stream(plan.seed, "split").Next());
+  v1::CodecPlan& codec = *assignment.mutable_codec();
+  codec.set_encoding(plan.codec.encoding == UpdateEncoding::kTopK ? v1::CodecPlan::TOP_K
+                                                                  : v1::CodecPlan::DENSE_FP16);
+  codec.set_density(plan.codec.density);
+  codec.set_value_bits(static_cast<uint32_t>(plan.codec.value_bits));
+  codec.set_error_feedback(plan.error_feedback);
+}
+
+}  // namespace fedge

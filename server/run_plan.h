@@ -1,0 +1,72 @@
+// All knobs of a run, defaults filled in and checked once: what the rest of the server works with.
+#ifndef FEDGE_SERVER_RUN_PLAN_H_
+#define FEDGE_SERVER_RUN_PLAN_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/adapter/lora_adapter.h"
+#include "common/base/digest.h"
+#include "common/codec/update_codec.h"
+
+namespace fedge {
+
+namespace v1 {
+class Assignment;
+class RunConfig;
+class ServerConfig;
+}  // namespace v1
+
+struct RunPlan {
+  std::string run_id = "default";
+  uint64_t seed = 0;
+  int64_t rounds = 20;
+  int64_t nodes_per_round = 16;
+  int64_t min_nodes = 16;
+  double quorum = 0.5;
+  absl::Duration round_deadline = absl::Minutes(10);
+  absl::Duration retry = absl::Seconds(5);
+  LoraSpec lora;
+  Digest base_model;
+  // What each device is told to do.
+  int64_t steps = 8;
+  int64_t batch_size = 4;
+  int64_t length = 128;
+  float learning_rate = 2e-3f;
+  float clip_norm = 1;
+  float weight_decay = 0;
+  double validation_fraction = 0.1;
+  EncodeOptions codec;
+  bool error_feedback = true;
+  // What becomes of the updates.
+  uint64_t max_update_bytes = 0;  // of an encoded update
+  uint64_t max_examples_per_node = 1'000'000;
+  double server_learning_rate = 1;
+  double server_momentum = 0;  // Nesterov
+  double max_update_norm = 0;  // L2; 0: no bound
+};
+
+// The adapter a run asks for, before the base model turns it into a LoraSpec.
+struct LoraPlan {
+  std::vector<std::string> target_modules = {"all"};
+  int64_t rank = 8;
+  float alpha = 16;
+};
+
+// InvalidArgument names the field, its value and the limit: "run.lora.rank: 5000 is above 1024".
+absl::StatusOr<LoraPlan> MakeLoraPlan(const v1::RunConfig& config);
+
+// Everything else. `config` is checked whole (also the fields the run does not use).
+absl::StatusOr<RunPlan> MakeRunPlan(const v1::ServerConfig& config, LoraSpec lora,
+                                    const Digest& base_model);
+
+// The parts of an assignment that are the same for all nodes and rounds of a run: run id, base
+// model, LoRA layout, training and codec plans.
+void FillAssignment(const RunPlan& plan, v1::Assignment& assignment);
+
+}  // namespace fedge
+
+#endif  // FEDGE_SERVER_RUN_PLAN_H_

@@ -1,0 +1,71 @@
+#include "server/update_admission.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+#include "common/codec/update_codec.h"
+
+namespace fedge {
+namespace {
+
+absl::Status CheckHeader(const RunPlan& plan, uint64_t round, uint64_t base_version,
+                         const UpdateHeader& header) {
+  if (header.round != round) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("update: header says round ", header.round, ", it was sent for ", round));
+  }
+  if (header.base_version != base_version) {
+    return absl::FailedPreconditionError(absl::StrCat("update: is relative to adapter version ",
+                                                      header.base_version, ", round ", round,
+                                                      " trains version ", base_version));
+  }
+  if (header.base_model != plan.base_model) {
+    return absl::FailedPreconditionError(absl::StrCat("update: made with base model ",
+                                                      header.base_model.Hex(), ", the run's is ",
+                                                      plan.base_model.Hex()));
+  }
+  if (header.num_examples == 0) {
+    return absl::InvalidArgumentError("update: num_examples is 0, at least 1 is needed");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<AdmittedUpdate> AdmitUpdate(const RunPlan& plan, uint64_t round,
+                                           uint64_t base_version, absl::string_view bytes) {
+  if (bytes.size() > plan.max_update_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "update: ", bytes.size(), " bytes, more than the run's limit of ", plan.max_update_bytes));
+  }
+  // The header first: it decides most refusals at the cost of its own size.
+  ASSIGN_OR_RETURN(const UpdateHeader header, ReadUpdateHeader(bytes));
+  RETURN_IF_ERROR(CheckHeader(plan, round, base_version, header));
+  ASSIGN_OR_RETURN(DecodedUpdate decoded,
+                   DecodeUpdate(bytes, plan.lora.layout_hash(),
+                                static_cast<uint64_t>(plan.lora.num_parameters())));
+  AdmittedUpdate update;
+  update.round = round;
+  update.base_version = base_version;
+  update.weight = std::min(header.num_examples, plan.max_examples_per_node);
+  update.wire_bytes = bytes.size();
+  update.values = std::move(decoded.values);
+  double sum = 0;
+  for (const float value : update.values) {
+    if (!std::isfinite(value))
+      return absl::InvalidArgumentError("update: holds a non-finite value");
+    sum += static_cast<double>(value) * static_cast<double>(value);
+  }
+  update.norm = std::sqrt(sum);
+  if (plan.max_update_norm > 0 && update.norm > plan.max_update_norm) {
+    const double factor = plan.max_update_norm / update.norm;
+    for (float& value : update.values) {
+      value = static_cast<float>(static_cast<double>(value) * factor);
+    }
+  }
+  return update;
+}
+
+}  // namespace fedge
