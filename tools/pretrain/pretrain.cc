@@ -11,6 +11,7 @@
 #include "common/base/thread_pool.h"
 #include "common/formats/gguf.h"
 #include "common/model/transformer.h"
+#include "common/tensor/quantize.h"
 #include "tools/pretrain/checkpoint.h"
 #include "tools/pretrain/corpus.h"
 #include "tools/recipes/sentencepiece_model.h"
@@ -36,7 +37,11 @@ absl::Status CheckOptions(const PretrainOptions& options) {
                                                    " tokens exceeds the context length ",
                                                    options.shape.context_length));
   }
-  return absl::OkStatus();
+  // A type that cannot be written shows now, not after the training.
+  if (options.output_type == DType::kF32) return absl::OkStatus();
+  const std::vector<float> block(static_cast<size_t>(BlockElements(options.output_type)));
+  std::vector<uint8_t> bytes(static_cast<size_t>(BlockBytes(options.output_type)));
+  return Quantize(options.output_type, block, bytes.data());
 }
 
 // Everything that decides the weights of a step, so that a checkpoint never continues another run.
