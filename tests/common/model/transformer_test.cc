@@ -1,0 +1,349 @@
+#include "common/model/transformer.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "common/base/rng.h"
+#include "common/base/status.h"
+#include "tests/testing/scalar_transformer.h"
+#include "tests/testing/tiny_model.h"
+
+namespace fedge {
+namespace {
+
+using testing::Complex;
+using testing::MakeTinyModelGguf;
+using testing::ScalarTransformer;
+using testing::TinyModelOptions;
+using testing::Values;
+
+// A model over bytes it owns.
+class Tiny {
+ public:
+  explicit Tiny(const TinyModelOptions& options)
+      : bytes_(std::make_unique<std::string>(MakeTinyModelGguf(options))) {
+    auto file = GgufFile::Parse(*bytes_, "tiny");
+    FEDGE_CHECK(file.ok(), file.status().ToString());
+    auto model = BaseModel::FromGguf(*file);
+    FEDGE_CHECK(model.ok(), model.status().ToString());
+    model_ = *model;
+  }
+
+  const std::shared_ptr<const BaseModel>& model() const { return model_; }
+
+  // An adapter with random A and B (B is zero only before training).
+  LoraAdapter Adapter(std::vector<std::string> modules, int64_t rank = 3) const {
+    LoraTargets targets;
+    targets.modules = std::move(modules);
+    targets.rank = rank;
+    targets.alpha = 2 * static_cast<float>(rank);
+    const auto spec = model_->MakeLoraSpec(targets);
+    FEDGE_CHECK(spec.ok(), spec.status().ToString());
+    LoraAdapter adapter(*spec);
+    Rng rng(5);
+    for (float& value : adapter.values()) value = static_cast<float>(0.2 * rng.Normal());
+    return adapter;
+  }
+
+ private:
+  std::unique_ptr<std::string> bytes_;
+  std::shared_ptr<const BaseModel> model_;
+};
+
+Batch RandomBatch(int64_t batch_size, int64_t length, int64_t vocabulary, uint64_t seed = 9) {
+  Rng rng(seed);
+  Batch batch;
+  batch.batch_size = batch_size;
+  batch.length = length;
+  for (int64_t i = 0; i < batch_size * length; ++i) {
+    batch.tokens.push_back(static_cast<TokenId>(rng.Below(static_cast<uint64_t>(vocabulary))));
+    const TokenId target = static_cast<TokenId>(rng.Below(static_cast<uint64_t>(vocabulary)));
+    batch.targets.push_back(i % 5 == 3 ? kNoToken : target);
+  }
+  return batch;
+}
+
+std::vector<double> ToDouble(absl::Span<const float> values) {
+  return std::vector<double>(values.begin(), values.end());
+}
+
+// Compares `gradient` with the complex step of `loss` at a sample of coordinates and along two
+// random directions, which see all coordinates.
+template <typename LossFunction>
+void ExpectGradient(const std::string& name, const LossFunction& loss,
+                    const std::vector<double>& point, const std::vector<float>& gradient) {
+  constexpr size_t kSamples = 150;
+  Rng rng(11);
+  std::vector<size_t> coordinates;
+  for (size_t i = 0; i < kSamples; ++i) coordinates.push_back(rng.Below(point.size()));
+  const std::vector<double> expected = testing::ComplexStepGradient(loss, point, coordinates);
+  double largest = 0, error = 0;
+  for (const float value : gradient) largest = std::max(largest, std::abs(double{value}));
+  for (size_t i = 0; i < kSamples; ++i) {
+    error = std::max(error, std::abs(expected[i] - double{gradient[coordinates[i]]}));
+  }
+  double along_error = 0;
+  for (int trial = 0; trial < 2; ++trial) {
+    std::vector<double> direction(point.size());
+    for (double& value : direction) value = rng.Normal();
+    const double along = testing::ComplexStepAlong(loss, point, direction);
+    double sum = 0, norm = 0;
+    for (size_t i = 0; i < direction.size(); ++i) {
+      sum += direction[i] * double{gradient[i]};
+      norm += double{gradient[i]} * double{gradient[i]};
+    }
+    along_error = std::max(along_error, std::abs(along - sum) / std::sqrt(norm));
+  }
+  std::printf("gradient of %-22s max relative error %.2g, along a direction %.2g (%zu values)\n",
+              name.c_str(), error / largest, along_error, point.size());
+  EXPECT_GT(largest, 1e-3);
+  EXPECT_LT(error / largest, 2e-5) << name;
+  EXPECT_LT(along_error, 2e-5) << name;
+}
+
+struct GradientCase {
+  const char* name;
+  DType dtype;
+  bool tied;
+  int64_t channels;
+  std::vector<std::string> modules;
+};
+
+class TransformerGradientTest : public ::testing::TestWithParam<GradientCase> {};
+
+TEST_P(TransformerGradientTest, AdapterGradientMatchesComplexStep) {
+  const GradientCase& c = GetParam();
+  TinyModelOptions options;
+  options.dtype = c.dtype;
+  options.tied_output = c.tied;
+  options.embedding_length = c.channels;
+  options.feed_forward_length = 32;
+  options.head_dim = 8;  // q is wider than the embedding when that is 16
+  options.rope_frequency_factors = true;
+  const Tiny tiny(options);
+  const LoraAdapter adapter = tiny.Adapter(c.modules);
+  const Batch batch = RandomBatch(2, 5, tiny.model()->config().vocab_size);
+  ThreadPool pool(1);
+  Transformer transformer(tiny.model(), &pool);
+  std::vector<float> gradient(adapter.values().size(), 0);
+  const LossSum loss = transformer.LossAndGradient(batch, adapter, 1, absl::MakeSpan(gradient));
+
+  const ScalarTransformer scalar(*tiny.model());
+  const std::vector<double> point = ToDouble(adapter.values());
+  EXPECT_NEAR(loss.nats, scalar.Loss(batch, scalar.weights(), &adapter.spec(), point),
+              1e-5 * loss.nats);
+  EXPECT_EQ(loss.num_tokens, 8);
+  const Values<Complex> weights(scalar.weights().begin(), scalar.weights().end());
+  ExpectGradient(
+      c.name,
+      [&](const Values<Complex>& x) { return scalar.Loss(batch, weights, &adapter.spec(), x); },
+      point, gradient);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Models, TransformerGradientTest,
+    ::testing::Values(GradientCase{"F32Tied", DType::kF32, true, 16, {"all"}},
+                      GradientCase{"F32Separate", DType::kF32, false, 16, {"all", "output"}},
+                      GradientCase{"F32Subset", DType::kF32, true, 16, {"k", "down"}},
+                      GradientCase{"Q8_0", DType::kQ8_0, true, 32, {"all"}},
+                      GradientCase{"Q4_0", DType::kQ4_0, false, 32, {"all"}}),
+    [](const auto& test) { return std::string(test.param.name); });
+
+class WeightGradientTest : public ::testing::TestWithParam<bool> {};
+
+TEST_P(WeightGradientTest, MatchesComplexStep) {
+  TinyModelOptions options;
+  options.tied_output = GetParam();
+  options.embedding_length = 16;
+  options.feed_forward_length = 24;
+  const Tiny tiny(options);
+  const Batch batch = RandomBatch(2, 5, tiny.model()->config().vocab_size);
+  ThreadPool pool(1);
+  Transformer transformer(tiny.model(), &pool);
+  WeightGradients gradients;
+  const LossSum loss = transformer.LossAndWeightGradients(batch, 1, gradients);
+  EXPECT_EQ(loss.nats, transformer.Loss(batch, nullptr).nats);
+
+  const ScalarTransformer scalar(*tiny.model());
+  std::vector<float> joined;
+  for (const auto& part : gradients) joined.insert(joined.end(), part.begin(), part.end());
+  ASSERT_EQ(joined.size(), scalar.weights().size());
+  ExpectGradient(
+      GetParam() ? "all weights, tied" : "all weights, separate",
+      [&](const Values<Complex>& x) { return scalar.Loss<Complex>(batch, x, nullptr, {}); },
+      scalar.weights(), joined);
+}
+
+INSTANTIATE_TEST_SUITE_P(Heads, WeightGradientTest, ::testing::Bool(), [](const auto& test) {
+  return std::string(test.param ? "Tied" : "Separate");
+});
+
+class TransformerTest : public ::testing::Test {
+ protected:
+  TransformerTest() : tiny_(Options()), adapter_(tiny_.Adapter({"all"})) {}
+
+  static TinyModelOptions Options() {
+    TinyModelOptions options;
+    options.dtype = DType::kQ8_0;
+    return options;
+  }
+  int64_t vocabulary() const { return tiny_.model()->config().vocab_size; }
+
+  Tiny tiny_;
+  LoraAdapter adapter_;
+  ThreadPool pool_{1};
+};
+
+TEST_F(TransformerTest, SameBytesForAnyNumberOfThreads) {
+  const Batch batch = RandomBatch(3, 40, vocabulary());
+  std::vector<std::vector<float>> gradients;
+  std::vector<double> losses;
+  for (const int threads : {1, 2, 3}) {
+    ThreadPool pool(threads);
+    Transformer transformer(tiny_.model(), &pool);
+    gradients.emplace_back(adapter_.values().size(), 0.0f);
+    losses.push_back(
+        transformer.LossAndGradient(batch, adapter_, 0.1f, absl::MakeSpan(gradients.back())).nats);
+  }
+  EXPECT_EQ(gradients[0], gradients[1]);
+  EXPECT_EQ(gradients[0], gradients[2]);
+  EXPECT_EQ(losses[0], losses[1]);
+  EXPECT_EQ(losses[0], losses[2]);
+}
+
+TEST_F(TransformerTest, SameWeightGradientsForAnyNumberOfThreads) {
+  const Tiny dense((TinyModelOptions()));
+  const Batch batch = RandomBatch(3, 40, vocabulary());
+  WeightGradients one, three;
+  ThreadPool pool(3);
+  Transformer(dense.model(), &pool_).LossAndWeightGradients(batch, 0.1f, one);
+  Transformer(dense.model(), &pool).LossAndWeightGradients(batch, 0.1f, three);
+  EXPECT_EQ(one, three);
+}
+
+TEST_F(TransformerTest, LossEqualsTheLossOfLossAndGradient) {
+  const Batch batch = RandomBatch(2, 33, vocabulary());
+  Transformer transformer(tiny_.model(), &pool_);
+  std::vector<float> gradient(adapter_.values().size(), 0);
+  std::vector<float> nats(batch.tokens.size(), -1);
+  const LossSum loss = transformer.Loss(batch, &adapter_, absl::MakeSpan(nats));
+  const LossSum same = transformer.LossAndGradient(batch, adapter_, 1, absl::MakeSpan(gradient));
+  EXPECT_EQ(loss.nats, same.nats);
+  EXPECT_EQ(loss.num_tokens, same.num_tokens);
+  EXPECT_NEAR(std::accumulate(nats.begin(), nats.end(), 0.0), loss.nats, 1e-4);
+  for (size_t i = 0; i < nats.size(); ++i) {
+    EXPECT_EQ(nats[i] == 0, batch.targets[i] == kNoToken) << i;
+  }
+}
+
+TEST_F(TransformerTest, GradientIsAddedAndScaled) {
+  const Batch batch = RandomBatch(1, 9, vocabulary());
+  Transformer transformer(tiny_.model(), &pool_);
+  std::vector<float> once(adapter_.values().size(), 0), twice = once;
+  transformer.LossAndGradient(batch, adapter_, 1, absl::MakeSpan(once));
+  transformer.LossAndGradient(batch, adapter_, 0.25f, absl::MakeSpan(twice));
+  transformer.LossAndGradient(batch, adapter_, 0.25f, absl::MakeSpan(twice));
+  for (size_t i = 0; i < once.size(); ++i) {
+    EXPECT_NEAR(twice[i], 0.5 * double{once[i]}, 1e-5);
+  }
+}
+
+TEST_F(TransformerTest, RowsWithoutTargetsAddNothing) {
+  const Batch batch = RandomBatch(2, 12, vocabulary());
+  Batch padded;  // each row 7 longer, and one more row; none of it has targets
+  padded.batch_size = 3;
+  padded.length = 19;
+  padded.tokens.assign(3 * 19, 4);
+  padded.targets.assign(3 * 19, kNoToken);
+  for (size_t row = 0; row < 2; ++row) {
+    for (size_t i = 0; i < 12; ++i) {
+      padded.tokens[row * 19 + i] = batch.tokens[row * 12 + i];
+      padded.targets[row * 19 + i] = batch.targets[row * 12 + i];
+    }
+  }
+  Transformer transformer(tiny_.model(), &pool_);
+  std::vector<float> expected(adapter_.values().size(), 0), gradient = expected;
+  const LossSum loss = transformer.LossAndGradient(batch, adapter_, 1, absl::MakeSpan(expected));
+  const LossSum same = transformer.LossAndGradient(padded, adapter_, 1, absl::MakeSpan(gradient));
+  EXPECT_EQ(loss.num_tokens, same.num_tokens);
+  EXPECT_NEAR(loss.nats, same.nats, 1e-5 * loss.nats);
+  for (size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(gradient[i], expected[i], 1e-4);
+
+  std::fill(padded.targets.begin(), padded.targets.end(), kNoToken);
+  std::fill(gradient.begin(), gradient.end(), 0.0f);
+  EXPECT_EQ(transformer.LossAndGradient(padded, adapter_, 1, absl::MakeSpan(gradient)).nats, 0);
+  EXPECT_THAT(gradient, ::testing::Each(0.0f));
+}
+
+TEST_F(TransformerTest, AdapterWithZeroBIsTheBase) {
+  const Batch batch = RandomBatch(1, 20, vocabulary());
+  LoraAdapter fresh(adapter_.spec());
+  fresh.InitializeForTraining(3);
+  Transformer transformer(tiny_.model(), &pool_);
+  EXPECT_EQ(transformer.Loss(batch, &fresh).nats, transformer.Loss(batch, nullptr).nats);
+  EXPECT_NE(transformer.Loss(batch, &adapter_).nats, transformer.Loss(batch, nullptr).nats);
+}
+
+double NatsOf(const std::vector<float>& logits, TokenId target) {
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(double{logit});
+  return std::log(sum) - double{logits[static_cast<size_t>(target)]};
+}
+
+TEST_F(TransformerTest, DecodeAgreesWithTheBatchAndWithItself) {
+  const Batch batch = RandomBatch(1, 70, vocabulary());
+  Transformer transformer(tiny_.model(), &pool_);
+  std::vector<float> nats(batch.tokens.size());
+  transformer.Loss(batch, &adapter_, absl::MakeSpan(nats));
+  KvCache stepwise(tiny_.model()->config(), 70), whole(tiny_.model()->config(), 70);
+  std::vector<float> last;
+  for (size_t i = 0; i < batch.tokens.size(); ++i) {
+    const auto logits = transformer.Decode({batch.tokens[i]}, &adapter_, stepwise);
+    ASSERT_TRUE(logits.ok()) << logits.status();
+    last = *logits;
+    if (batch.targets[i] == kNoToken) continue;
+    EXPECT_NEAR(NatsOf(last, batch.targets[i]), nats[i], 2e-4) << i;
+  }
+  const absl::Span<const TokenId> tokens = batch.tokens;
+  for (const auto& piece : {tokens.subspan(0, 37), tokens.subspan(37, 2), tokens.subspan(39)}) {
+    const auto logits = transformer.Decode(piece, &adapter_, whole);
+    ASSERT_TRUE(logits.ok()) << logits.status();
+    if (whole.size() < 70) continue;
+    for (size_t i = 0; i < last.size(); ++i) EXPECT_NEAR((*logits)[i], last[i], 2e-4);
+  }
+  whole.Truncate(69);
+  const auto again = transformer.Decode({batch.tokens.back()}, &adapter_, whole);
+  ASSERT_TRUE(again.ok());
+  for (size_t i = 0; i < last.size(); ++i) EXPECT_NEAR((*again)[i], last[i], 2e-4);
+}
+
+TEST_F(TransformerTest, DecodeRefusesWhatDoesNotFitAndKeepsTheCache) {
+  Transformer transformer(tiny_.model(), &pool_);
+  KvCache cache(tiny_.model()->config(), 4);
+  ASSERT_TRUE(transformer.Decode({1, 2, 3}, nullptr, cache).ok());
+  EXPECT_EQ(transformer.Decode({4, 5}, nullptr, cache).status().code(),
+            absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(transformer.Decode({}, nullptr, cache).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(cache.size(), 3);
+  EXPECT_TRUE(transformer.Decode({4}, nullptr, cache).ok());
+}
+
+using TransformerDeathTest = TransformerTest;
+
+TEST_F(TransformerDeathTest, TokenOutsideTheVocabularyIsACheck) {
+  Batch batch = RandomBatch(1, 3, vocabulary());
+  batch.tokens[1] = static_cast<TokenId>(vocabulary());
+  Transformer transformer(tiny_.model(), &pool_);
+  EXPECT_DEATH(transformer.Loss(batch, nullptr), "token 320 of 320");
+}
+
+}  // namespace
+}  // namespace fedge
