@@ -1,0 +1,446 @@
+#include "client/participant.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <memory>
+
+#include "client/daemon.h"
+#include "common/base/digest.h"
+#include "common/base/logging.h"
+#include "common/codec/update_codec.h"
+#include "common/training/evaluation.h"
+#include "tests/client/fake_server.h"
+#include "tests/testing/tiny_model.h"
+
+namespace fedge {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+class MemoryStore : public StateStore {
+ public:
+  absl::StatusOr<std::string> Read(absl::string_view node_id) override {
+    const auto found = bytes.find(std::string(node_id));
+    if (found == bytes.end()) return absl::NotFoundError("nothing kept");
+    return found->second;
+  }
+  absl::Status Write(absl::string_view node_id, std::string value) override {
+    bytes[std::string(node_id)] = std::move(value);
+    return absl::OkStatus();
+  }
+  std::map<std::string, std::string> bytes;
+};
+
+std::vector<Record> MakeRecords(int count, const std::string& node) {
+  std::vector<Record> records;
+  for (int i = 0; i < count; ++i) {
+    Record record;
+    record.node = node;
+    record.id = absl::StrCat(node, "-", i);
+    record.spans.push_back({absl::StrCat("the secret of record ", i, " is ", i * 7919), true});
+    records.push_back(std::move(record));
+  }
+  return records;
+}
+
+class ParticipantTest : public ::testing::Test {
+ protected:
+  ParticipantTest() : pool_(1) {
+    SetLogLevel(LogLevel::kOff);
+    const std::string path = testing::WriteTinyModel(::testing::TempDir() + "participant_test", {});
+    base_ = BaseModel::Load(path, *Env::Posix()).value();
+    transformer_ = std::make_unique<Transformer>(base_, &pool_);
+    LoraTargets targets;
+    targets.rank = 2;
+    targets.alpha = 4;
+    spec_ = base_->MakeLoraSpec(targets).value();
+    global_ = LoraAdapter(spec_);
+    global_.InitializeForTraining(3);
+    OfferTask(1, 0);
+  }
+
+  std::string EncodeGlobal(uint64_t version) {
+    UpdateHeader header;
+    header.base_version = version;
+    header.layout_hash = spec_.layout_hash();
+    header.base_model = base_->sha256();
+    header.num_parameters = static_cast<uint64_t>(spec_.num_parameters());
+    EncodeOptions dense;
+    dense.encoding = UpdateEncoding::kDenseFp16;
+    return EncodeUpdate(global_.values(), header, dense, {}).value();
+  }
+
+  v1::Assignment& OfferTask(uint64_t round, uint64_t version) {
+    v1::Assignment& task = *server_.answer.mutable_assignment();
+    task.Clear();
+    task.set_run_id("run");
+    task.set_round(round);
+    task.set_base_model_sha256(base_->sha256().Raw());
+    task.mutable_lora()->set_architecture(spec_.architecture());
+    task.mutable_lora()->set_alpha(spec_.alpha());
+    for (const LoraModule& module : spec_.modules()) {
+      v1::LoraModuleSpec& to = *task.mutable_lora()->add_modules();
+      to.set_tensor(module.tensor);
+      to.set_in_features(static_cast<uint32_t>(module.in_features));
+      to.set_out_features(static_cast<uint32_t>(module.out_features));
+      to.set_rank(static_cast<uint32_t>(module.rank));
+    }
+    task.set_adapter_version(version);
+    *task.mutable_adapter() = server_.Offer(EncodeGlobal(version));
+    task.mutable_training()->set_steps(3);
+    task.mutable_training()->set_batch_size(2);
+    task.mutable_training()->set_length(32);
+    task.mutable_training()->set_learning_rate(0.01f);
+    task.mutable_training()->set_clip_norm(1);
+    task.mutable_training()->set_validation_fraction(0.25);
+    task.mutable_training()->set_split_seed(11);
+    task.mutable_codec()->set_encoding(v1::CodecPlan::TOP_K);
+    task.mutable_codec()->set_density(0.1);
+    task.mutable_codec()->set_value_bits(4);
+    task.mutable_codec()->set_error_feedback(true);
+    task.set_deadline_ms(600'000);
+    task.set_seed(5);
+    return task;
+  }
+
+  Participant MakeParticipant(int records = 40) {
+    ParticipantOptions options;
+    options.node_id = "alpha";
+    ParticipantParts parts;
+    parts.base = base_;
+    parts.records = MakeRecords(records, "alpha");
+    parts.link = &server_;
+    parts.state = &store_;
+    parts.clock = &clock_;
+    return Participant(std::move(options), std::move(parts));
+  }
+
+  StepOutcome Step(Participant& participant) {
+    const auto outcome = participant.RunOnce(*transformer_);
+    EXPECT_TRUE(outcome.ok()) << outcome.status();
+    return outcome.value_or(StepOutcome());
+  }
+
+  double HeldOutLossOfTheSentAdapter() {
+    LoraAdapter sent(spec_);
+    const DecodedUpdate decoded = DecodeUpdate(EncodeGlobal(0), spec_.layout_hash(),
+                                               static_cast<uint64_t>(spec_.num_parameters()))
+                                      .value();
+    std::copy(decoded.values.begin(), decoded.values.end(), sent.values().begin());
+    const LocalExamples local =
+        MakeLocalExamples(MakeRecords(40, "alpha"), base_->tokenizer(), 32, 11, 0.25);
+    return EvaluateLoss(*transformer_, &sent, local.validation).mean();
+  }
+
+  std::string StoredResidual() {
+    const auto state = ParticipantState::Parse(store_.bytes["alpha"]);
+    return state.ok() ? state->error_feedback : state.status().ToString();
+  }
+
+  ThreadPool pool_;
+  std::shared_ptr<const BaseModel> base_;
+  std::unique_ptr<Transformer> transformer_;
+  LoraSpec spec_;
+  LoraAdapter global_;
+  testing::FakeServer server_;
+  MemoryStore store_;
+  ManualClock clock_;
+};
+
+TEST_F(ParticipantTest, SendsWhatTrainingChanged) {
+  Participant participant = MakeParticipant();
+  const StepOutcome outcome = Step(participant);
+  EXPECT_EQ(outcome.kind, StepKind::kAccepted) << outcome.detail;
+  EXPECT_EQ(server_.check_ins[0].base_model_sha256(), base_->sha256().Raw());
+  const auto update = DecodeUpdate(server_.received_whole, spec_.layout_hash(),
+                                   static_cast<uint64_t>(spec_.num_parameters()));
+  ASSERT_TRUE(update.ok()) << update.status();
+  EXPECT_EQ(update->header.round, 1u);
+  EXPECT_EQ(update->header.base_version, 0u);
+  EXPECT_EQ(update->header.base_model, base_->sha256());
+  EXPECT_GT(update->header.num_nonzero, 0u);
+  EXPECT_EQ(update->header.num_examples, server_.metrics.num_examples());
+  EXPECT_GT(server_.metrics.num_examples(), 20u);
+  EXPECT_LT(server_.metrics.num_examples(), 40u);  // the rest is held out
+  EXPECT_GT(server_.metrics.validation_tokens(), 0u);
+  EXPECT_EQ(server_.metrics.validation_loss_before(), HeldOutLossOfTheSentAdapter());
+  EXPECT_EQ(server_.metrics.upload_bytes(), server_.received_whole.size());
+  EXPECT_GT(server_.metrics.download_bytes(), 0u);
+  EXPECT_TRUE(server_.reports.empty());
+}
+
+TEST_F(ParticipantTest, TheSameTaskGivesTheSameBytes) {
+  Participant one = MakeParticipant();
+  Step(one);
+  const std::string first = server_.received_whole;
+  store_.bytes.clear();
+  server_ = testing::FakeServer();
+  OfferTask(1, 0);
+  Participant two = MakeParticipant();
+  Step(two);
+  EXPECT_EQ(Sha256Of(first), Sha256Of(server_.received_whole));
+}
+
+TEST_F(ParticipantTest, HeldOutRecordsAreNeverTrainedOn) {
+  const std::vector<Record> records = MakeRecords(40, "alpha");
+  const LocalExamples local = MakeLocalExamples(records, base_->tokenizer(), 32, 11, 0.25);
+  size_t validation = 0;
+  for (const Record& record : records) validation += IsValidation(record, 11, 0.25) ? 1 : 0;
+  EXPECT_GT(validation, 0u);
+  for (const Example& held : local.validation) {
+    for (const Example& trained : local.train) EXPECT_NE(held.tokens, trained.tokens);
+  }
+}
+
+TEST_F(ParticipantTest, AcceptedMakesTheNewResidualCurrent) {
+  Participant participant = MakeParticipant();
+  Step(participant);
+  const std::string first = StoredResidual();
+  EXPECT_FALSE(first.empty());
+  OfferTask(2, 1);
+  Step(participant);
+  EXPECT_NE(Sha256Of(StoredResidual()), Sha256Of(first));
+}
+
+TEST_F(ParticipantTest, RejectedAndLateKeepTheResidualOfBefore) {
+  Participant participant = MakeParticipant();
+  Step(participant);
+  const std::string before = StoredResidual();
+  for (const auto verdict : {v1::UploadReceipt::REJECTED, v1::UploadReceipt::LATE}) {
+    server_.verdict = verdict;
+    server_.reason = "norm out\nof bounds";
+    OfferTask(static_cast<uint64_t>(verdict), 1);
+    const StepOutcome outcome = Step(participant);
+    EXPECT_EQ(outcome.kind,
+              verdict == v1::UploadReceipt::REJECTED ? StepKind::kRejected : StepKind::kLate);
+    EXPECT_EQ(outcome.detail, "norm out of bounds");
+    EXPECT_EQ(Sha256Of(StoredResidual()), Sha256Of(before));
+  }
+}
+
+TEST_F(ParticipantTest, AnotherRunStartsWithoutResidual) {
+  Participant participant = MakeParticipant();
+  Step(participant);
+  OfferTask(1, 0).set_run_id("another");
+  Step(participant);
+  const std::string with_history = server_.received_whole;
+  server_ = testing::FakeServer();
+  store_.bytes.clear();
+  OfferTask(1, 0).set_run_id("another");
+  Participant fresh = MakeParticipant();
+  Step(fresh);
+  EXPECT_EQ(Sha256Of(with_history), Sha256Of(server_.received_whole));
+}
+
+TEST_F(ParticipantTest, ALostReceiptCountsOnce) {
+  server_.lose_receipts = 1;
+  Participant participant = MakeParticipant();
+  EXPECT_EQ(Step(participant).kind, StepKind::kAccepted);
+  EXPECT_EQ(server_.times_counted, 1);
+}
+
+TEST_F(ParticipantTest, AFinishedUpdateOutlivesALostServer) {
+  Participant participant = MakeParticipant();
+  server_.upload_error = absl::UnavailableError("no server");
+  EXPECT_EQ(participant.RunOnce(*transformer_).status().code(), absl::StatusCode::kUnavailable);
+  server_.upload_error = absl::OkStatus();
+  const size_t check_ins = server_.check_ins.size();
+  EXPECT_EQ(Step(participant).kind, StepKind::kAccepted);
+  EXPECT_EQ(server_.check_ins.size(), check_ins);  // the update went first, nothing was trained
+  EXPECT_EQ(server_.times_counted, 1);
+}
+
+TEST_F(ParticipantTest, AnotherBaseModelIsReportedNotTrained) {
+  server_.answer.mutable_assignment()->set_base_model_sha256(std::string(32, '\1'));
+  Participant participant = MakeParticipant();
+  const StepOutcome outcome = Step(participant);
+  EXPECT_EQ(outcome.kind, StepKind::kFailed);
+  EXPECT_THAT(outcome.detail, HasSubstr("--model"));
+  EXPECT_THAT(outcome.detail, HasSubstr(base_->sha256().Hex()));
+  ASSERT_EQ(server_.reports.size(), 1u);
+  EXPECT_FALSE(server_.reports[0].completed());
+  EXPECT_TRUE(server_.upload_offsets.empty());
+}
+
+TEST_F(ParticipantTest, ARefusedCheckInIsAnError) {
+  server_.check_in_errors = {absl::FailedPreconditionError("base model differs")};
+  Participant participant = MakeParticipant();
+  EXPECT_EQ(participant.RunOnce(*transformer_).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(ParticipantTest, ALossThatIsNotFiniteFailsTheTaskOnly) {
+  // Finite in fp16, not in the product of many.
+  for (float& value : global_.values()) value = 65000;
+  OfferTask(1, 0);
+  Participant participant = MakeParticipant();
+  const StepOutcome outcome = Step(participant);
+  EXPECT_EQ(outcome.kind, StepKind::kFailed) << outcome.detail;
+  ASSERT_EQ(server_.reports.size(), 1u);
+  EXPECT_THAT(server_.reports[0].error(), Not(HasSubstr("secret")));
+  EXPECT_THAT(server_.reports[0].error(), Not(HasSubstr("\n")));
+  for (float& value : global_.values()) value = 0.01f;
+  OfferTask(2, 1);
+  EXPECT_EQ(Step(participant).kind, StepKind::kAccepted);
+}
+
+TEST_F(ParticipantTest, NoUsableDataFailsTheTaskWithARemedy) {
+  Participant participant = MakeParticipant(0);
+  const StepOutcome outcome = Step(participant);
+  EXPECT_EQ(outcome.kind, StepKind::kFailed);
+  EXPECT_THAT(outcome.detail, HasSubstr("--data"));
+  EXPECT_GT(outcome.pause, absl::Seconds(1));
+  EXPECT_EQ(server_.reports.size(), 1u);
+}
+
+TEST_F(ParticipantTest, RefusesPlansBeyondItsLimits) {
+  const auto refused = [&](const v1::Assignment& task) {
+    return ParseTask(task, "alpha", *base_).status();
+  };
+  v1::Assignment task = server_.answer.assignment();
+  EXPECT_TRUE(refused(task).ok());
+  task.mutable_training()->set_length(100'000);
+  EXPECT_EQ(refused(task).message(),
+            "assignment: length 100000 is not within [2, 128], the base model's context; are "
+            "server and client of the same version?");
+  task = server_.answer.assignment();
+  task.mutable_training()->set_learning_rate(std::nanf(""));
+  EXPECT_EQ(refused(task).code(), absl::StatusCode::kInvalidArgument);
+  task = server_.answer.assignment();
+  task.mutable_training()->set_batch_size(1u << 31);
+  EXPECT_EQ(refused(task).code(), absl::StatusCode::kInvalidArgument);
+  task = server_.answer.assignment();
+  task.mutable_codec()->set_encoding(v1::CodecPlan::ENCODING_UNSPECIFIED);
+  EXPECT_EQ(refused(task).code(), absl::StatusCode::kUnimplemented);
+  task = server_.answer.assignment();
+  task.mutable_lora()->mutable_modules(0)->set_in_features(77);
+  EXPECT_EQ(refused(task).code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(ParticipantTest, AnAdapterOfAnotherVersionIsRefused) {
+  server_.answer.mutable_assignment()->set_adapter_version(9);
+  Participant participant = MakeParticipant();
+  const StepOutcome outcome = Step(participant);
+  EXPECT_EQ(outcome.kind, StepKind::kFailed);
+  EXPECT_THAT(outcome.detail, HasSubstr("version 0 where 9 was announced"));
+}
+
+TEST_F(ParticipantTest, AVersionThatIsGoneSendsItBackToCheckIn) {
+  server_.content.clear();
+  Participant participant = MakeParticipant();
+  EXPECT_EQ(Step(participant).kind, StepKind::kWaiting);
+  EXPECT_TRUE(server_.reports.empty());
+}
+
+TEST_F(ParticipantTest, WaitsWithinTheRetryWindow) {
+  v1::RetryWindow& window = *server_.answer.mutable_retry();
+  window.set_min_delay_ms(1000);
+  window.set_max_delay_ms(3000);
+  window.set_reason("not selected for round 3");
+  Participant participant = MakeParticipant();
+  for (int i = 0; i < 20; ++i) {
+    const StepOutcome outcome = Step(participant);
+    EXPECT_EQ(outcome.kind, StepKind::kWaiting);
+    EXPECT_EQ(outcome.detail, "not selected for round 3");
+    EXPECT_GE(outcome.pause, absl::Seconds(1));
+    EXPECT_LE(outcome.pause, absl::Seconds(3));
+  }
+}
+
+TEST_F(ParticipantTest, ADeadlineThatPassesEndsTheTraining) {
+  server_.answer.mutable_assignment()->set_deadline_ms(1000);
+  ParticipantOptions options;
+  options.node_id = "alpha";
+  ParticipantParts parts;
+  parts.base = base_;
+  parts.records = MakeRecords(40, "alpha");
+  parts.link = &server_;
+  parts.state = &store_;
+  parts.clock = &clock_;
+  parts.on_step = [&](const TrainProgress&) { clock_.Advance(absl::Seconds(2)); };
+  Participant participant(options, std::move(parts));
+  const StepOutcome outcome = Step(participant);
+  EXPECT_EQ(outcome.kind, StepKind::kFailed);
+  EXPECT_THAT(outcome.detail, HasSubstr("deadline"));
+}
+
+TEST_F(ParticipantTest, DamagedStateIsAWarningAndAFreshStart) {
+  store_.bytes["alpha"] = "rubbish that is long enough";
+  Participant participant = MakeParticipant();
+  const StepOutcome outcome = Step(participant);
+  EXPECT_EQ(outcome.kind, StepKind::kAccepted);
+  ASSERT_EQ(outcome.warnings.size(), 1u);
+  EXPECT_THAT(outcome.warnings[0], HasSubstr("starts afresh"));
+}
+
+TEST_F(ParticipantTest, TellsItsSpeedAtTheNextCheckIn) {
+  ParticipantState state;
+  state.tokens_per_second = 123;
+  state.num_examples = 7;
+  store_.bytes["alpha"] = state.Serialize();
+  Participant participant = MakeParticipant();
+  Step(participant);
+  EXPECT_EQ(server_.check_ins[0].device().tokens_per_second(), 123);
+  EXPECT_EQ(server_.check_ins[0].device().num_examples(), 7u);
+}
+
+TEST_F(ParticipantTest, TheDaemonEndsWithTheRunAndGetsTheFinalAdapter) {
+  const v1::LoraSpecProto lora = server_.answer.assignment().lora();
+  v1::RunFinished& finished = *server_.answer.mutable_finished();
+  finished.set_final_version(4);
+  *finished.mutable_adapter() = server_.Offer(EncodeGlobal(4));
+  *finished.mutable_lora() = lora;
+  Participant participant = MakeParticipant();
+  EXPECT_FALSE(participant.FetchFinalAdapter().ok());
+  bool over = false;
+  ASSERT_TRUE(RunSteps(DaemonOptions(), participant, *transformer_, clock_, &over).ok());
+  EXPECT_TRUE(over);
+  const auto adapter = participant.FetchFinalAdapter();
+  ASSERT_TRUE(adapter.ok()) << adapter.status();
+  EXPECT_EQ(adapter->spec().layout_hash(), spec_.layout_hash());
+}
+
+TEST_F(ParticipantTest, TheDaemonGivesUpAtOnceOnAServerThatWasNeverThere) {
+  server_.check_in_errors.assign(100, absl::UnavailableError("no server at 127.0.0.1:1"));
+  Participant participant = MakeParticipant();
+  bool over = false;
+  EXPECT_EQ(RunSteps(DaemonOptions(), participant, *transformer_, clock_, &over).code(),
+            absl::StatusCode::kUnavailable);
+  EXPECT_EQ(server_.check_ins.size(), 4u);
+}
+
+TEST_F(ParticipantTest, TheDaemonWaitsForAServerThatWentAway) {
+  v1::RetryWindow& window = *server_.answer.mutable_retry();
+  window.set_min_delay_ms(1000);
+  window.set_max_delay_ms(1000);
+  DaemonOptions options;
+  options.patience_seconds = 120;
+  int asked = 0;
+  options.stopping = [&] {
+    // Away for 15 calls after the first answer; then an answer, then an end.
+    if (++asked == 2) server_.check_in_errors.assign(15, absl::UnavailableError("away"));
+    return server_.check_ins.size() >= 17;
+  };
+  Participant participant = MakeParticipant();
+  bool over = true;
+  EXPECT_TRUE(RunSteps(options, participant, *transformer_, clock_, &over).ok());
+  EXPECT_FALSE(over);
+  EXPECT_EQ(server_.check_ins.size(), 17u);
+
+  server_.check_ins.clear();
+  asked = 0;
+  options.stopping = [&] {
+    if (++asked == 2) server_.check_in_errors.assign(1000, absl::UnavailableError("away"));
+    return false;
+  };
+  EXPECT_EQ(RunSteps(options, participant, *transformer_, clock_, &over).code(),
+            absl::StatusCode::kUnavailable);
+}
+
+}  // namespace
+}  // namespace fedge
