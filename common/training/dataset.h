@@ -1,11 +1,14 @@
 // From a person's files to token batches.
 //
-// Input: a JSONL file, a plain-text file, or a folder of both (searched recursively: *.jsonl,
-// *.txt, *.md). One JSONL line is one record: {"text": s} | {"prompt": s, "completion": s} |
+// Input: a JSONL file (*.jsonl, *.ndjson, *.json), a plain-text file (any other name), or a folder
+// of both (searched recursively: *.jsonl, *.ndjson, *.txt, *.md; names that begin with a dot are
+// left out). One JSONL line is one record: {"text": s} | {"prompt": s, "completion": s} |
 // {"messages": [{role, content}...]}, with optional "node" (the natural client it belongs to) and
-// "id" (records of one id stay on one side of the train/validation split). A line that fits none of
-// these is an error naming file, line and reason. A plain-text file becomes records at blank-line
-// boundaries of at most ~2,000 bytes; its node is the file's name.
+// "id" (records of one id stay on one side of the train/validation split), each a string or an
+// integer. A line that fits none of these is an error naming file, line and reason. A plain-text
+// file becomes records at blank-line boundaries of at most ~2,000 bytes; its node is the file's
+// name (in a folder: the path inside it). In a folder this goes for a JSONL file that names no node
+// too. Without an "id" the id is the hash of the content, so that equal records stay together.
 #ifndef FEDGE_COMMON_TRAINING_DATASET_H_
 #define FEDGE_COMMON_TRAINING_DATASET_H_
 
@@ -24,11 +27,9 @@
 
 namespace fedge {
 
-// A stretch of a record; the loss falls on the trained stretches' tokens only.
-struct RecordSpan {
-  std::string text;
-  bool trained = true;
-};
+// A stretch of a record; the loss falls on the trained stretches' tokens only, and only the marks
+// of a chat template (`control`) are parsed for special tokens.
+using RecordSpan = ChatSpan;
 
 struct Record {
   std::string node;
@@ -43,7 +44,9 @@ struct DatasetLimits {
   uint64_t max_line_bytes = 16u << 20;
 };
 
-// Records in file order (folder: sorted by path). `format` renders "messages".
+// Records in file order (folder: sorted by path). `format` renders "messages". NotFound: no such
+// file, no file of a known kind in the folder. InvalidArgument: a broken line. ResourceExhausted: a
+// limit, which the message names.
 absl::StatusOr<std::vector<Record>> ReadRecords(absl::string_view path, ChatFormat format,
                                                 const DatasetLimits& limits, Env& env);
 
@@ -54,9 +57,12 @@ struct Example {
   int64_t num_targets = 0;
 };
 
-// Tokenizes each span on its own boundary, BOS in front where the model adds one, EOS at the end
-// (trained when the last span is), cut into pieces of at most `max_length` tokens: a long text
-// continues in a next example, a prompt/completion or chat that does not fit loses its beginning.
+// Tokenizes as EncodeSpans does (prompt and completion apart, SentencePiece's dummy space at the
+// very start only), BOS in front where the model adds one, EOS at the end (trained when the last
+// span is) unless the last trained token ends the generation already. Cut into pieces of at most
+// `max_length` (>= 2) tokens, each with that BOS: a long text continues in a next example, with
+// every token the target of exactly one position; a prompt/completion or chat that does not fit
+// loses its beginning. Examples without a target are left out.
 std::vector<Example> MakeExamples(const Record& record, const Tokenizer& tokenizer,
                                   int64_t max_length);
 
@@ -66,16 +72,17 @@ bool IsValidation(const Record& record, uint64_t seed, double fraction);
 
 // Draws batches from examples for ever: a new seeded permutation each epoch. Short examples are
 // packed into rows of `length` tokens one after the other (each starts with BOS; attention runs
-// across the row, as is usual for packing), padded with kNoToken targets. Deterministic in
-// (examples, seed).
+// across the row, as is usual for packing), padded with kNoToken targets. A row never holds the
+// same example twice: it ends where an epoch does. The batch is as long as its longest row. An
+// example longer than `length` is cut. Deterministic in (examples, seed).
 class BatchSampler {
  public:
   BatchSampler(std::vector<Example> examples, int64_t batch_size, int64_t length, Rng rng);
   Batch Next();
-  bool empty() const { return examples_.empty(); }
+  bool empty() const { return examples_.empty(); }  // then Next() is a bug (CHECK)
 
  private:
-  void AppendExample(Batch& batch, int64_t row, int64_t& used);
+  int64_t FillRow(Batch& batch, int64_t row);  // returns the tokens used
   std::vector<Example> examples_;
   std::vector<uint32_t> order_;
   size_t next_ = 0;
