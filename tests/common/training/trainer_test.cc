@@ -1,0 +1,120 @@
+#include "common/training/trainer.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <memory>
+
+#include "common/base/thread_pool.h"
+#include "common/formats/gguf.h"
+#include "tests/testing/tiny_model.h"
+
+namespace fedge {
+namespace {
+
+using ::testing::HasSubstr;
+
+class TrainerTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    gguf_ = testing::MakeTinyModelGguf({});
+    model_ = BaseModel::FromGguf(GgufFile::Parse(gguf_, "tiny").value()).value();
+    for (const char* text : {"the cat sat on the mat", "a dog and a cat", "the end is in sight"}) {
+      Record record;
+      record.spans = {{text, true}};
+      for (Example& example : MakeExamples(record, model_->tokenizer(), 32)) {
+        examples_.push_back(std::move(example));
+      }
+    }
+    options_.steps = 12;
+    options_.batch_size = 2;
+    options_.length = 32;
+    options_.learning_rate = {2e-2f, Schedule::kConstant, 0, 0, 1.0f};
+    options_.seed = 4;
+  }
+  LoraAdapter NewAdapter() const {
+    LoraTargets targets;
+    targets.rank = 4;
+    LoraAdapter adapter(model_->MakeLoraSpec(targets).value());
+    adapter.InitializeForTraining(7);
+    return adapter;
+  }
+  absl::StatusOr<TrainResult> Train(LoraAdapter& adapter, int threads = 1,
+                                    const std::function<bool(const TrainProgress&)>& on_step = {}) {
+    ThreadPool pool(threads);
+    Transformer transformer(model_, &pool);
+    return TrainAdapter(transformer, examples_, options_, on_step, adapter);
+  }
+
+  std::string gguf_;
+  std::shared_ptr<const BaseModel> model_;
+  std::vector<Example> examples_;
+  TrainOptions options_;
+};
+
+TEST_F(TrainerTest, LowersTheLossAndReportsEveryStep) {
+  LoraAdapter adapter = NewAdapter();
+  std::vector<TrainProgress> seen;
+  const absl::StatusOr<TrainResult> result = Train(adapter, 1, [&seen](const TrainProgress& p) {
+    seen.push_back(p);
+    return true;
+  });
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->num_examples, 3);
+  EXPECT_LT(result->last_loss, result->first_loss - 0.5);
+  EXPECT_GT(result->last_loss, 0.1);
+  ASSERT_EQ(seen.size(), 12u);
+  EXPECT_EQ(seen.front().step, 1);
+  EXPECT_EQ(seen.front().steps, 12);
+  EXPECT_EQ(seen.front().loss, result->first_loss);
+  EXPECT_GT(seen.front().grad_norm, 0);
+  EXPECT_EQ(seen.back().tokens, result->num_tokens);
+}
+
+TEST_F(TrainerTest, GivesTheSameBitsForAnyNumberOfThreads) {
+  LoraAdapter one = NewAdapter();
+  LoraAdapter two = NewAdapter();
+  ASSERT_TRUE(Train(one, 1).ok());
+  ASSERT_TRUE(Train(two, 3).ok());
+  EXPECT_EQ(one.values(), two.values());
+}
+
+TEST_F(TrainerTest, StopsWhenAsked) {
+  LoraAdapter adapter = NewAdapter();
+  const absl::Status status =
+      Train(adapter, 1, [](const TrainProgress& p) { return p.step < 3; }).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(status.message(), "stopped after step 3");
+}
+
+TEST_F(TrainerTest, NeedsATokenToTrainOn) {
+  for (Example& example : examples_) {
+    example.num_targets = 0;
+    example.targets.assign(example.targets.size(), kNoToken);
+  }
+  LoraAdapter adapter = NewAdapter();
+  EXPECT_EQ(Train(adapter).status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(TrainerTest, NamesTheStepOfALossThatIsNotFinite) {
+  LoraAdapter adapter = NewAdapter();
+  adapter.values()[0] = std::numeric_limits<float>::quiet_NaN();
+  adapter.b(0)[0] = 1.0f;
+  const absl::Status status = Train(adapter).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("step 1: the loss is not finite"));
+}
+
+TEST_F(TrainerTest, RefusesOptionsOutOfRangeAndAForeignAdapter) {
+  LoraAdapter adapter = NewAdapter();
+  options_.steps = 0;
+  EXPECT_EQ(Train(adapter).status().code(), absl::StatusCode::kInvalidArgument);
+  options_.steps = 1;
+  LoraAdapter foreign(
+      LoraSpec::Create("llama", 8, {{"blk.9.attn_q.weight", 32, 32, 4, 0}}).value());
+  EXPECT_EQ(Train(foreign).status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+}  // namespace
+}  // namespace fedge
