@@ -1,0 +1,130 @@
+// What a server must not forget: runs, versions with their blobs, rounds, who took part, nodes.
+//
+// A version is published in one step: a reader of the store sees version v or v + 1, never a mix.
+// Not here: which bytes are accepted (coordinator), bytes of uploads that are not whole yet
+// (upload_buffer).
+#ifndef FEDGE_SERVER_STORE_H_
+#define FEDGE_SERVER_STORE_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "common/base/digest.h"
+#include "server/coordinator.h"
+
+namespace fedge {
+
+// What must stay the same for the whole life of a run, and its configuration for the record.
+struct RunRecord {
+  std::string run_id;
+  Digest base_model;
+  Digest layout;
+  uint64_t seed = 0;
+  std::string config;  // serialized v1::ServerConfig
+  absl::Time created;
+};
+
+// Means over the devices that measured, of what they measured in one round.
+struct RoundMetrics {
+  uint64_t devices = 0;         // that sent metrics
+  double train_loss_first = 0;  // nats a token, weighted by examples
+  double train_loss_last = 0;
+  double validation_loss = 0;  // of the version the round started from, weighted by tokens
+  uint64_t validation_tokens = 0;
+  uint64_t train_tokens = 0;
+  uint64_t upload_bytes = 0;
+  uint64_t download_bytes = 0;
+};
+
+struct VersionRecord {
+  uint64_t version = 0;
+  uint64_t round = 0;  // that published it; 0 for version 0
+  Digest encoded;      // what devices download
+  uint64_t encoded_bytes = 0;
+  Digest master;                   // fp32 values
+  std::optional<Digest> momentum;  // fp32 values
+  RoundCounts counts;
+  uint64_t update_bytes = 0;  // wire bytes of the accepted updates
+  RoundMetrics metrics;
+  std::optional<double> holdout_loss;  // nats a token
+  absl::Time created;
+};
+
+struct VersionBlobs {
+  absl::string_view encoded;
+  absl::string_view master;
+  absl::string_view momentum;  // empty: none
+};
+
+enum class Outcome { kAccepted = 1, kRejected = 2, kLate = 3, kFailed = 4 };
+
+struct ParticipationRecord {
+  uint64_t round = 0;
+  std::string node_id;
+  Outcome outcome = Outcome::kAccepted;
+  Digest digest;  // of the update; zero for kFailed
+  uint64_t weight = 0;
+  uint64_t wire_bytes = 0;
+  std::string reason;
+  std::string metrics;  // serialized v1::TaskMetrics; may be empty
+  absl::Time when;
+};
+
+struct NodeRecord {
+  std::string node_id;
+  absl::Time last_seen;
+  std::string device;  // serialized v1::DeviceReport
+};
+
+// Thread-safe. Calls block on the disk. A call that returns OK is durable. After a failed write all
+// further writes return FailedPrecondition: the owner must stop and be restarted.
+class Store {
+ public:
+  virtual ~Store() = default;
+
+  // Creates the run or continues it: rounds that were open are marked abandoned.
+  // FailedPrecondition: it exists with another base model, layout or seed (names what differs).
+  virtual absl::Status OpenRun(const RunRecord& run) = 0;
+  virtual absl::StatusOr<std::optional<VersionRecord>> LatestVersion(absl::string_view run) = 0;
+  virtual absl::StatusOr<std::vector<VersionRecord>> ListVersions(absl::string_view run) = 0;
+  virtual absl::StatusOr<uint64_t> LastRound(absl::string_view run) = 0;  // 0: none was started
+
+  virtual absl::Status StartRound(absl::string_view run, uint64_t round, uint64_t base_version,
+                                  absl::Time when) = 0;
+  virtual absl::Status AbandonRound(absl::string_view run, uint64_t round,
+                                    const RoundCounts& counts, absl::string_view reason,
+                                    absl::Time when) = 0;
+  // Blobs first, then one transaction for the version and its round; then the blobs of versions
+  // that are no longer kept go. Fills in the record's digests.
+  virtual absl::StatusOr<VersionRecord> PublishVersion(absl::string_view run, VersionRecord record,
+                                                       const VersionBlobs& blobs) = 0;
+  virtual absl::Status RecordHoldout(absl::string_view run, uint64_t version, double loss) = 0;
+
+  // A blob of a kept version, checked against its digest: NotFound, DataLoss.
+  virtual absl::StatusOr<std::string> ReadBlob(const Digest& digest) = 0;
+  // Whether `digest` is what devices download as a version of `run` that is still kept.
+  virtual absl::StatusOr<bool> IsServed(absl::string_view run, const Digest& digest) = 0;
+
+  // Inserts, or replaces a record of the same (round, node) that has no verdict (kFailed, kLate).
+  virtual absl::Status RecordParticipation(absl::string_view run,
+                                           const ParticipationRecord& record) = 0;
+  virtual absl::StatusOr<std::optional<ParticipationRecord>> FindParticipation(
+      absl::string_view run, uint64_t round, absl::string_view node) = 0;
+  // Only fills in what is missing; without effect when the node has no record in the round.
+  virtual absl::Status RecordMetrics(absl::string_view run, uint64_t round, absl::string_view node,
+                                     absl::string_view metrics) = 0;
+
+  virtual absl::Status TouchNodes(absl::Span<const NodeRecord> nodes) = 0;
+  virtual absl::StatusOr<uint64_t> CountNodes() = 0;
+};
+
+}  // namespace fedge
+
+#endif  // FEDGE_SERVER_STORE_H_

@@ -1,0 +1,333 @@
+#include "server/sqlite_store.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/server/failing_env.h"
+#include "tests/server/tiny_run.h"
+
+namespace fedge {
+namespace {
+
+using testing::FailingEnv;
+using ::testing::HasSubstr;
+using testing::TemporaryDir;
+
+constexpr absl::string_view kRun = "default";
+
+absl::Time At(int64_t seconds) { return absl::FromUnixSeconds(1767225600 + seconds); }
+
+RunRecord TheRun() {
+  return RunRecord{.run_id = std::string(kRun),
+                   .base_model = Sha256Of("base"),
+                   .layout = Sha256Of("layout"),
+                   .seed = 7,
+                   .config = "",
+                   .created = At(0)};
+}
+
+absl::StatusOr<std::unique_ptr<SqliteStore>> Open(const TemporaryDir& dir,
+                                                  Env& env = *Env::Posix()) {
+  return SqliteStore::Open({.dir = dir.path(), .in_memory = false, .keep_versions = 2}, env);
+}
+
+std::unique_ptr<SqliteStore> OpenOrDie(const TemporaryDir& dir) {
+  auto store = Open(dir);
+  FEDGE_CHECK(store.ok(), store.status().message());
+  const absl::Status status = (*store)->OpenRun(TheRun());
+  FEDGE_CHECK(status.ok(), status.message());
+  return *std::move(store);
+}
+
+VersionRecord Version(uint64_t version) {
+  VersionRecord record;
+  record.version = version;
+  record.round = version;
+  record.counts = {.assigned = 4, .accepted = 2, .rejected = 1, .dropped = 1, .late = 3};
+  record.update_bytes = 1000 + version;
+  record.metrics = {.devices = 2,
+                    .train_loss_first = 3.5,
+                    .train_loss_last = 3.25,
+                    .validation_loss = 3.125,
+                    .validation_tokens = 77,
+                    .train_tokens = 4096,
+                    .upload_bytes = 900,
+                    .download_bytes = 800};
+  record.created = At(static_cast<int64_t>(version));
+  return record;
+}
+
+absl::StatusOr<VersionRecord> Publish(SqliteStore& store, uint64_t version) {
+  if (version > 0) {
+    RETURN_IF_ERROR(store.StartRound(kRun, version, version - 1, At(1)));
+  }
+  return store.PublishVersion(kRun, Version(version),
+                              {.encoded = absl::StrCat("encoded ", version),
+                               .master = absl::StrCat("master ", version),
+                               .momentum = version == 2 ? "momentum" : ""});
+}
+
+TEST(SqliteStoreTest, KeepsVersionsOverReopening) {
+  const TemporaryDir dir;
+  {
+    auto store = OpenOrDie(dir);
+    EXPECT_FALSE((*store->LatestVersion(kRun)).has_value());
+    EXPECT_EQ(*store->LastRound(kRun), 0u);
+    ASSERT_TRUE(Publish(*store, 0).ok());
+    ASSERT_TRUE(Publish(*store, 1).ok());
+    ASSERT_TRUE(store->RecordHoldout(kRun, 1, 2.75).ok());
+    ASSERT_TRUE(store->StartRound(kRun, 5, 1, At(9)).ok());
+  }
+  auto store = OpenOrDie(dir);
+  const auto latest = *store->LatestVersion(kRun);
+  ASSERT_TRUE(latest.has_value());
+  EXPECT_EQ(latest->version, 1u);
+  EXPECT_EQ(latest->round, 1u);
+  EXPECT_EQ(latest->encoded, Sha256Of("encoded 1"));
+  EXPECT_EQ(latest->encoded_bytes, 9u);
+  EXPECT_EQ(latest->master, Sha256Of("master 1"));
+  EXPECT_FALSE(latest->momentum.has_value());
+  EXPECT_EQ(latest->counts.assigned, 4);
+  EXPECT_EQ(latest->counts.accepted, 2);
+  EXPECT_EQ(latest->counts.rejected, 1);
+  EXPECT_EQ(latest->counts.dropped, 1);
+  EXPECT_EQ(latest->counts.late, 3);
+  EXPECT_EQ(latest->update_bytes, 1001u);
+  EXPECT_EQ(latest->metrics.devices, 2u);
+  EXPECT_EQ(latest->metrics.train_loss_first, 3.5);
+  EXPECT_EQ(latest->metrics.train_loss_last, 3.25);
+  EXPECT_EQ(latest->metrics.validation_loss, 3.125);
+  EXPECT_EQ(latest->metrics.validation_tokens, 77u);
+  EXPECT_EQ(latest->metrics.train_tokens, 4096u);
+  EXPECT_EQ(latest->metrics.upload_bytes, 900u);
+  EXPECT_EQ(latest->metrics.download_bytes, 800u);
+  EXPECT_EQ(latest->holdout_loss, 2.75);
+  EXPECT_EQ(latest->created, At(1));
+  EXPECT_EQ(*store->LastRound(kRun), 5u);
+  EXPECT_EQ(*store->ReadBlob(latest->master), "master 1");
+  EXPECT_EQ((*store->ListVersions(kRun)).size(), 2u);
+}
+
+TEST(SqliteStoreTest, ServesOnlyEncodedBlobsOfKeptVersions) {
+  const TemporaryDir dir;
+  auto store = OpenOrDie(dir);
+  for (uint64_t version = 0; version < 4; ++version) ASSERT_TRUE(Publish(*store, version).ok());
+  EXPECT_FALSE(*store->IsServed(kRun, Sha256Of("encoded 1")));
+  EXPECT_TRUE(*store->IsServed(kRun, Sha256Of("encoded 2")));
+  EXPECT_TRUE(*store->IsServed(kRun, Sha256Of("encoded 3")));
+  EXPECT_FALSE(*store->IsServed(kRun, Sha256Of("master 3")));
+  EXPECT_FALSE(*store->IsServed("other", Sha256Of("encoded 3")));
+  // Two versions kept: three blobs of version 2 (with momentum), two of version 3.
+  EXPECT_EQ((*Env::Posix()->ListDir(dir.File("blobs"))).size(), 5u);
+  EXPECT_EQ(store->ReadBlob(Sha256Of("master 1")).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ((*store->ListVersions(kRun)).size(), 4u);  // rows stay
+}
+
+TEST(SqliteStoreTest, RefusesASecondPublicationOfAVersion) {
+  const TemporaryDir dir;
+  auto store = OpenOrDie(dir);
+  ASSERT_TRUE(Publish(*store, 0).ok());
+  EXPECT_EQ(Publish(*store, 0).status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST(SqliteStoreTest, RefusesAGapInVersions) {
+  const TemporaryDir dir;
+  auto store = OpenOrDie(dir);
+  ASSERT_TRUE(Publish(*store, 0).ok());
+  EXPECT_EQ(Publish(*store, 2).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ((*store->LatestVersion(kRun))->version, 0u);
+}
+
+TEST(SqliteStoreTest, KeepsOneVerdictANodeAndRound) {
+  const TemporaryDir dir;
+  auto store = OpenOrDie(dir);
+  ASSERT_TRUE(store->StartRound(kRun, 1, 0, At(0)).ok());
+  ParticipationRecord record{.round = 1,
+                             .node_id = "node-01",
+                             .outcome = Outcome::kFailed,
+                             .digest = {},
+                             .weight = 0,
+                             .wire_bytes = 0,
+                             .reason = "out of memory",
+                             .metrics = "",
+                             .when = At(3)};
+  ASSERT_TRUE(store->RecordParticipation(kRun, record).ok());
+  record.outcome = Outcome::kAccepted;
+  record.digest = Sha256Of("update");
+  record.weight = 12;
+  record.wire_bytes = 345;
+  record.reason = "";
+  ASSERT_TRUE(store->RecordParticipation(kRun, record).ok());
+  ParticipationRecord other = record;
+  other.outcome = Outcome::kRejected;
+  other.digest = Sha256Of("another");
+  ASSERT_TRUE(store->RecordParticipation(kRun, other).ok());
+  ASSERT_TRUE(store->RecordMetrics(kRun, 1, "node-01", "figures").ok());
+  ASSERT_TRUE(store->RecordMetrics(kRun, 1, "node-01", "others").ok());
+  ASSERT_TRUE(store->RecordMetrics(kRun, 1, "nobody", "figures").ok());
+  const auto found = *store->FindParticipation(kRun, 1, "node-01");
+  ASSERT_TRUE(found.has_value());
+  EXPECT_EQ(found->outcome, Outcome::kAccepted);
+  EXPECT_EQ(found->digest, Sha256Of("update"));
+  EXPECT_EQ(found->weight, 12u);
+  EXPECT_EQ(found->wire_bytes, 345u);
+  EXPECT_EQ(found->metrics, "figures");
+  EXPECT_FALSE((*store->FindParticipation(kRun, 1, "nobody")).has_value());
+  record.round = 9;  // was never started
+  EXPECT_EQ(store->RecordParticipation(kRun, record).code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST(SqliteStoreTest, RemembersNodes) {
+  const TemporaryDir dir;
+  auto store = OpenOrDie(dir);
+  const std::vector<NodeRecord> nodes = {{"b", At(1), "x"}, {"a", At(2), "y"}, {"b", At(3), "z"}};
+  ASSERT_TRUE(store->TouchNodes(nodes).ok());
+  EXPECT_EQ(*store->CountNodes(), 2u);
+}
+
+TEST(SqliteStoreTest, RefusesToContinueAnotherRun) {
+  const TemporaryDir dir;
+  auto store = OpenOrDie(dir);
+  EXPECT_TRUE(store->OpenRun(TheRun()).ok());
+  RunRecord other = TheRun();
+  other.base_model = Sha256Of("other base");
+  EXPECT_EQ(store->OpenRun(other).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(store->OpenRun(other).message()),
+              HasSubstr("run 'default' was started with base model"));
+  other = TheRun();
+  other.layout = Sha256Of("other layout");
+  EXPECT_THAT(std::string(store->OpenRun(other).message()), HasSubstr("another adapter shape"));
+  other = TheRun();
+  other.seed = 8;
+  EXPECT_THAT(std::string(store->OpenRun(other).message()), HasSubstr("run.seed 7, not 8"));
+  other.run_id = "second";
+  EXPECT_TRUE(store->OpenRun(other).ok());
+}
+
+TEST(SqliteStoreTest, RefusesASecondServerOnTheSameFolder) {
+  const TemporaryDir dir;
+  auto store = OpenOrDie(dir);
+  const auto second = Open(dir);
+  EXPECT_EQ(second.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(second.status().message()), HasSubstr("in use by another process"));
+}
+
+TEST(SqliteStoreTest, NamesDamagedAndForeignDatabases) {
+  const TemporaryDir garbage;
+  ASSERT_TRUE(Env::Posix()->WriteFileAtomic(garbage.File("fedge.db"), std::string(4096, 'x')).ok());
+  EXPECT_EQ(Open(garbage).status().code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(Open(garbage).status().message()),
+              HasSubstr("fedge.db: the database is damaged"));
+
+  const TemporaryDir foreign;
+  {
+    auto db = SqliteDb::Open(foreign.File("fedge.db"));
+    ASSERT_TRUE((*db)->Execute("CREATE TABLE t(x)").ok());
+  }
+  EXPECT_THAT(std::string(Open(foreign).status().message()),
+              HasSubstr("is not a database of fedge-server"));
+
+  const TemporaryDir newer;
+  OpenOrDie(newer).reset();
+  {
+    auto db = SqliteDb::Open(newer.File("fedge.db"));
+    ASSERT_TRUE((*db)->Execute("PRAGMA user_version=99").ok());
+  }
+  EXPECT_THAT(std::string(Open(newer).status().message()), HasSubstr("schema version 99"));
+}
+
+TEST(SqliteStoreTest, FindsDamageOfAnyPage) {
+  const TemporaryDir dir;
+  {
+    auto store = OpenOrDie(dir);
+    for (uint64_t version = 0; version < 3; ++version) ASSERT_TRUE(Publish(*store, version).ok());
+  }
+  const std::string good = *Env::Posix()->ReadFile(dir.File("fedge.db"));
+  ASSERT_GE(good.size(), 5u * 4096);
+  for (size_t page = 0; page < good.size() / 4096; ++page) {
+    std::string damaged = good;
+    for (size_t i = 0; i < 64; ++i) damaged[page * 4096 + i] = '\x5A';
+    ASSERT_TRUE(Env::Posix()->WriteFileAtomic(dir.File("fedge.db"), damaged).ok());
+    EXPECT_EQ(Open(dir).status().code(), absl::StatusCode::kDataLoss) << "page " << page;
+  }
+  ASSERT_TRUE(Env::Posix()->WriteFileAtomic(dir.File("fedge.db"), good).ok());
+  EXPECT_TRUE(Open(dir).ok());
+}
+
+TEST(SqliteStoreTest, FindsADamagedBlob) {
+  const TemporaryDir dir;
+  auto store = OpenOrDie(dir);
+  const auto record = Publish(*store, 0);
+  ASSERT_TRUE(Env::Posix()
+                  ->WriteFileAtomic(dir.File(absl::StrCat("blobs/", record->master.Hex())), "hm")
+                  .ok());
+  EXPECT_EQ(store->ReadBlob(record->master).status().code(), absl::StatusCode::kDataLoss);
+}
+
+TEST(SqliteStoreTest, SweepsBlobsNobodyNames) {
+  const TemporaryDir dir;
+  { ASSERT_TRUE(Publish(*OpenOrDie(dir), 0).ok()); }
+  const std::string orphan = dir.File(absl::StrCat("blobs/", Sha256Of("orphan").Hex()));
+  ASSERT_TRUE(Env::Posix()->WriteFileAtomic(orphan, "orphan").ok());
+  ASSERT_TRUE(Env::Posix()->WriteFileAtomic(dir.File("blobs/notes.txt"), "mine").ok());
+  OpenOrDie(dir).reset();
+  EXPECT_FALSE(Env::Posix()->Exists(orphan));
+  EXPECT_EQ((*Env::Posix()->ListDir(dir.File("blobs"))).size(), 3u);
+}
+
+TEST(SqliteStoreTest, PublishesWholeOrNotAtAllUnderFailures) {
+  for (const bool for_ever : {false, true}) {
+    int failures = 0;
+    for (int operation = 1;; ++operation) {
+      const TemporaryDir dir;
+      FailingEnv env;
+      bool published = false;
+      {
+        auto store = Open(dir, env);
+        ASSERT_TRUE((*store)->OpenRun(TheRun()).ok());
+        ASSERT_TRUE(Publish(**store, 0).ok());
+        ASSERT_TRUE((*store)->StartRound(kRun, 1, 0, At(0)).ok());
+        env.FailAt(operation, for_ever);
+        const auto result = (*store)->PublishVersion(
+            kRun, Version(1), {.encoded = "e", .master = "m", .momentum = ""});
+        published = result.ok();
+        if (!published) {
+          ++failures;
+          // Nothing more is written after a failure.
+          EXPECT_EQ((*store)->StartRound(kRun, 2, 0, At(0)).code(),
+                    absl::StatusCode::kFailedPrecondition);
+        }
+      }
+      auto store = OpenOrDie(dir);
+      const auto latest = *store->LatestVersion(kRun);
+      ASSERT_EQ(latest->version, published ? 1u : 0u) << "operation " << operation;
+      EXPECT_TRUE(store->ReadBlob(latest->encoded).ok());
+      EXPECT_TRUE(store->ReadBlob(latest->master).ok());
+      EXPECT_EQ((*Env::Posix()->ListDir(dir.File("blobs"))).size(), published ? 4u : 2u);
+      if (published) break;
+    }
+    EXPECT_EQ(failures, 12);  // open, append, sync, close, rename, sync folder; two blobs
+  }
+}
+
+TEST(SqliteStoreTest, WorksInMemory) {
+  const TemporaryDir dir;
+  auto store =
+      SqliteStore::Open({.dir = dir.path(), .in_memory = true, .keep_versions = 16}, *Env::Posix());
+  ASSERT_TRUE(store.ok()) << store.status();
+  ASSERT_TRUE((*store)->OpenRun(TheRun()).ok());
+  ASSERT_TRUE(Publish(**store, 0).ok());
+  EXPECT_EQ((*(*store)->LatestVersion(kRun))->version, 0u);
+  EXPECT_FALSE(Env::Posix()->Exists(dir.File("fedge.db")));
+}
+
+TEST(SqliteStoreTest, NamesAFolderItCannotWrite) {
+  const TemporaryDir dir;
+  ASSERT_TRUE(Env::Posix()->WriteFileAtomic(dir.File("file"), "x").ok());
+  const auto store = SqliteStore::Open({.dir = dir.File("file")}, *Env::Posix());
+  EXPECT_FALSE(store.ok());
+  EXPECT_THAT(std::string(store.status().message()), HasSubstr(dir.File("file")));
+}
+
+}  // namespace
+}  // namespace fedge
