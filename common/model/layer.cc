@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
-#include "common/base/status.h"
 
 namespace fedge {
 
@@ -14,11 +13,13 @@ std::string LinearTensorName(int64_t layer, LinearIndex index) {
   return absl::StrCat("blk.", layer, ".", kNames[index], ".weight");
 }
 
-RopeShape LayerWorkspace::Rope(const LayerInput& input, int64_t heads) const {
+namespace {
+
+RopeShape RopeShapeOf(const LayerInput& input, int64_t heads) {
   return {input.batch, input.length, input.past, heads, input.config->head_dim};
 }
 
-AttentionShape LayerWorkspace::Attention(const LayerInput& input) const {
+AttentionShape AttentionShapeOf(const LayerInput& input) {
   const ModelConfig& config = *input.config;
   return {input.batch,
           input.length,
@@ -29,121 +30,135 @@ AttentionShape LayerWorkspace::Attention(const LayerInput& input) const {
           1.0f / std::sqrt(static_cast<float>(config.head_dim))};
 }
 
-void LayerWorkspace::Reserve(const Layer& layer, const LayerInput& input) {
-  const ModelConfig& config = *input.config;
-  rows_ = input.rows();
-  const int64_t channels = rows_ * config.embedding_length;
-  const int64_t hidden = rows_ * config.feed_forward_length;
-  const int64_t q_size = rows_ * config.head_count * config.head_dim;
-  const int64_t kv_size = rows_ * config.head_count_kv * config.head_dim;
-  for (FloatBuffer* buffer : {&normed1_, &h_, &normed2_}) buffer->Get(channels);
-  for (FloatBuffer* buffer : {&gate_, &up_, &activated_}) buffer->Get(hidden);
-  for (FloatBuffer* buffer : {&inv1_, &inv2_}) buffer->Get(rows_);
-  for (FloatBuffer* buffer : {&q_, &attended_}) buffer->Get(q_size);
-  for (FloatBuffer* buffer : {&k_, &v_}) buffer->Get(kv_size);
-  lse_.Get(rows_ * config.head_count);
-  for (size_t i = 0; i < kLinearsPerLayer; ++i) u_[i].Get(rows_ * layer.linear[i].rank);
+}  // namespace
+
+int64_t LayerActivations::Bytes(const ModelConfig& config, int64_t rows, int64_t rank) {
+  const int64_t heads = 2 * config.head_count + 2 * config.head_count_kv;
+  const int64_t row = 3 * config.embedding_length + 3 * config.feed_forward_length +
+                      heads * config.head_dim + config.head_count + 2 + kLinearsPerLayer * rank;
+  return rows * row * static_cast<int64_t>(sizeof(float));
 }
 
-void LayerWorkspace::ReserveGradients(const LayerInput& input) {
+void LayerActivations::Reserve(const Layer& layer, const LayerInput& input) {
   const ModelConfig& config = *input.config;
-  d_hidden_.Get(rows_ * config.feed_forward_length);
-  d_normed_.Get(rows_ * config.embedding_length);
-  for (FloatBuffer* buffer : {&d_attended_, &dq_}) {
-    buffer->Get(rows_ * config.head_count * config.head_dim);
+  const int64_t rows = input.rows();
+  for (FloatBuffer* buffer : {&normed1, &h, &normed2}) buffer->Get(rows * config.embedding_length);
+  for (FloatBuffer* buffer : {&gate, &up, &activated}) {
+    buffer->Get(rows * config.feed_forward_length);
   }
-  for (FloatBuffer* buffer : {&dk_, &dv_}) {
-    buffer->Get(rows_ * config.head_count_kv * config.head_dim);
+  for (FloatBuffer* buffer : {&inv1, &inv2}) buffer->Get(rows);
+  for (FloatBuffer* buffer : {&q, &attended}) {
+    buffer->Get(rows * config.head_count * config.head_dim);
   }
-}
-
-void LayerWorkspace::Apply(const Layer& layer, LinearIndex index, const float* x, float* y) {
-  LinearForward(layer.linear[index], x, rows_, u_[index].data(), y, *pool_);
+  for (FloatBuffer* buffer : {&k, &v}) buffer->Get(rows * config.head_count_kv * config.head_dim);
+  lse.Get(rows * config.head_count);
+  for (size_t i = 0; i < kLinearsPerLayer; ++i) u[i].Get(rows * layer.linear[i].rank);
 }
 
 void LayerWorkspace::Forward(const Layer& layer, const LayerInput& input, const LayerCache* cache,
-                             float* y) {
+                             LayerActivations& kept, float* y) {
   const ModelConfig& config = *input.config;
+  const int64_t rows = input.rows();
   const int64_t channels = config.embedding_length;
-  Reserve(layer, input);
-  RmsNormForward(input.x, layer.attn_norm, rows_, channels, config.rms_epsilon, normed1_.data(),
-                 inv1_.data(), *pool_);
-  Apply(layer, kQ, normed1_.data(), q_.data());
-  Apply(layer, kK, normed1_.data(), k_.data());
-  Apply(layer, kV, normed1_.data(), v_.data());
-  RopeForward(*input.rope, Rope(input, config.head_count), q_.data(), *pool_);
-  RopeForward(*input.rope, Rope(input, config.head_count_kv), k_.data(), *pool_);
-  const float* keys = k_.data();
-  const float* values = v_.data();
+  kept.Reserve(layer, input);
+  const auto apply = [&](LinearIndex index, const FloatBuffer& x, float* out) {
+    LinearForward(layer.linear[index], x.data(), rows, kept.u[index].data(), out, *pool_);
+  };
+  RmsNormForward(input.x, layer.attn_norm, rows, channels, config.rms_epsilon, kept.normed1.data(),
+                 kept.inv1.data(), *pool_);
+  apply(kQ, kept.normed1, kept.q.data());
+  apply(kK, kept.normed1, kept.k.data());
+  apply(kV, kept.normed1, kept.v.data());
+  RopeForward(*input.rope, RopeShapeOf(input, config.head_count), kept.q.data(), *pool_);
+  RopeForward(*input.rope, RopeShapeOf(input, config.head_count_kv), kept.k.data(), *pool_);
+  const float* keys = kept.k.data();
+  const float* values = kept.v.data();
   if (cache != nullptr) {
     const int64_t width = config.head_count_kv * config.head_dim;
-    std::copy_n(keys, rows_ * width, cache->keys + input.past * width);
-    std::copy_n(values, rows_ * width, cache->values + input.past * width);
+    std::copy_n(keys, rows * width, cache->keys + input.past * width);
+    std::copy_n(values, rows * width, cache->values + input.past * width);
     keys = cache->keys;
     values = cache->values;
   }
-  AttentionForward(Attention(input), q_.data(), keys, values, attended_.data(), lse_.data(),
-                   attention_scratch_, *pool_);
-  Apply(layer, kO, attended_.data(), h_.data());
-  AddForward(input.x, rows_ * channels, h_.data(), *pool_);
+  AttentionForward(AttentionShapeOf(input), kept.q.data(), keys, values, kept.attended.data(),
+                   kept.lse.data(), attention_scratch_, *pool_);
+  apply(kO, kept.attended, kept.h.data());
+  AddForward(input.x, rows * channels, kept.h.data(), *pool_);
 
-  RmsNormForward(h_.data(), layer.ffn_norm, rows_, channels, config.rms_epsilon, normed2_.data(),
-                 inv2_.data(), *pool_);
-  Apply(layer, kGate, normed2_.data(), gate_.data());
-  Apply(layer, kUp, normed2_.data(), up_.data());
-  SwiGluForward(gate_.data(), up_.data(), rows_, config.feed_forward_length, activated_.data(),
-                *pool_);
-  Apply(layer, kDown, activated_.data(), y);
-  if (y != nullptr) AddForward(h_.data(), rows_ * channels, y, *pool_);
+  RmsNormForward(kept.h.data(), layer.ffn_norm, rows, channels, config.rms_epsilon,
+                 kept.normed2.data(), kept.inv2.data(), *pool_);
+  apply(kGate, kept.normed2, kept.gate.data());
+  apply(kUp, kept.normed2, kept.up.data());
+  SwiGluForward(kept.gate.data(), kept.up.data(), rows, config.feed_forward_length,
+                kept.activated.data(), *pool_);
+  apply(kDown, kept.activated, y);
+  if (y != nullptr) AddForward(kept.h.data(), rows * channels, y, *pool_);
 }
 
-void LayerWorkspace::Differentiate(const Layer& layer, const LayerGradient& gradient,
-                                   LinearIndex index, const float* x, const float* dy,
-                                   Accumulate accumulate, float* dx) {
-  const Linear& linear = layer.linear[index];
-  LinearBackward(linear, gradient.linear[index], x, u_[index].data(), dy, rows_,
-                 du_.Get(rows_ * linear.rank), accumulate, dx, *pool_);
+struct LayerWorkspace::Differentiation {
+  const Layer& layer;
+  const LayerInput& input;
+  const LayerGradient& gradient;
+  LayerActivations& kept;
+};
+
+void LayerWorkspace::Differentiate(const Differentiation& call, LinearIndex index, const float* x,
+                                   const float* dy, Accumulate accumulate, float* dx) {
+  const Linear& linear = call.layer.linear[index];
+  const int64_t rows = call.input.rows();
+  LinearBackward(linear, call.gradient.linear[index], x, call.kept.u[index].data(), dy, rows,
+                 du_.Get(rows * linear.rank), accumulate, dx, *pool_);
 }
 
 void LayerWorkspace::Backward(const Layer& layer, const LayerInput& input,
-                              const LayerGradient& gradient, bool want_dx, float* dy) {
-  FEDGE_CHECK(rows_ == input.rows(), "Backward without its Forward");
-  ReserveGradients(input);
-  FeedForwardBackward(layer, input, gradient, dy);
-  AttentionPartBackward(layer, input, gradient, want_dx, dy);
+                              const LayerGradient& gradient, bool want_dx, LayerActivations& kept,
+                              float* dy) {
+  const Differentiation call = {layer, input, gradient, kept};
+  FeedForwardBackward(call, dy);
+  AttentionPartBackward(call, want_dx, dy);
 }
 
 // y = h + down(silu(gate(n)) * up(n)), n = norm(h): dy becomes dh.
-void LayerWorkspace::FeedForwardBackward(const Layer& layer, const LayerInput& input,
-                                         const LayerGradient& gradient, float* dy) {
-  const int64_t hidden = input.config->feed_forward_length;
-  Differentiate(layer, gradient, kDown, activated_.data(), dy, Accumulate::kNo, d_hidden_.data());
-  SwiGluBackward(gate_.data(), up_.data(), rows_, hidden, d_hidden_.data(), *pool_);
-  Differentiate(layer, gradient, kGate, normed2_.data(), gate_.data(), Accumulate::kNo,
-                d_normed_.data());
-  Differentiate(layer, gradient, kUp, normed2_.data(), d_hidden_.data(), Accumulate::kYes,
-                d_normed_.data());
-  RmsNormBackward(h_.data(), layer.ffn_norm, inv2_.data(), d_normed_.data(), rows_,
-                  input.config->embedding_length, dy, gradient.ffn_norm, *pool_);
+void LayerWorkspace::FeedForwardBackward(const Differentiation& call, float* dy) {
+  const LayerActivations& kept = call.kept;
+  const int64_t rows = call.input.rows();
+  const int64_t channels = call.input.config->embedding_length;
+  const int64_t hidden = call.input.config->feed_forward_length;
+  float* const d_hidden = d_hidden_.Get(rows * hidden);
+  float* const d_normed = d_normed_.Get(rows * channels);
+  Differentiate(call, kDown, kept.activated.data(), dy, Accumulate::kNo, d_hidden);
+  SwiGluBackward(kept.gate.data(), kept.up.data(), rows, hidden, d_hidden, *pool_);
+  Differentiate(call, kGate, kept.normed2.data(), kept.gate.data(), Accumulate::kNo, d_normed);
+  Differentiate(call, kUp, kept.normed2.data(), d_hidden, Accumulate::kYes, d_normed);
+  RmsNormBackward(kept.h.data(), call.layer.ffn_norm, kept.inv2.data(), d_normed, rows, channels,
+                  dy, call.gradient.ffn_norm, *pool_);
 }
 
 // h = x + o(attention(rope(q(n)), rope(k(n)), v(n))), n = norm(x): dh becomes dx.
-void LayerWorkspace::AttentionPartBackward(const Layer& layer, const LayerInput& input,
-                                           const LayerGradient& gradient, bool want_dx, float* dh) {
+void LayerWorkspace::AttentionPartBackward(const Differentiation& call, bool want_dx, float* dh) {
+  const LayerActivations& kept = call.kept;
+  const LayerInput& input = call.input;
   const ModelConfig& config = *input.config;
-  Differentiate(layer, gradient, kO, attended_.data(), dh, Accumulate::kNo, d_attended_.data());
+  const int64_t rows = input.rows();
+  const int64_t kv_size = rows * config.head_count_kv * config.head_dim;
+  float* const d_attended = d_attended_.Get(rows * config.head_count * config.head_dim);
+  float* const dq = dq_.Get(rows * config.head_count * config.head_dim);
+  float* const dk = dk_.Get(kv_size);
+  float* const dv = dv_.Get(kv_size);
+  Differentiate(call, kO, kept.attended.data(), dh, Accumulate::kNo, d_attended);
   AttentionBackward(
-      Attention(input), {q_.data(), k_.data(), v_.data(), attended_.data(), lse_.data()},
-      d_attended_.data(), dq_.data(), dk_.data(), dv_.data(), attention_scratch_, *pool_);
-  RopeBackward(*input.rope, Rope(input, config.head_count), dq_.data(), *pool_);
-  RopeBackward(*input.rope, Rope(input, config.head_count_kv), dk_.data(), *pool_);
-  float* const d_normed = want_dx ? d_normed_.data() : nullptr;
-  Differentiate(layer, gradient, kQ, normed1_.data(), dq_.data(), Accumulate::kNo, d_normed);
-  Differentiate(layer, gradient, kK, normed1_.data(), dk_.data(), Accumulate::kYes, d_normed);
-  Differentiate(layer, gradient, kV, normed1_.data(), dv_.data(), Accumulate::kYes, d_normed);
+      AttentionShapeOf(input),
+      {kept.q.data(), kept.k.data(), kept.v.data(), kept.attended.data(), kept.lse.data()},
+      d_attended, dq, dk, dv, attention_scratch_, *pool_);
+  RopeBackward(*input.rope, RopeShapeOf(input, config.head_count), dq, *pool_);
+  RopeBackward(*input.rope, RopeShapeOf(input, config.head_count_kv), dk, *pool_);
+  float* const d_normed = want_dx ? d_normed_.data() : nullptr;  // as in FeedForwardBackward
+  Differentiate(call, kQ, kept.normed1.data(), dq, Accumulate::kNo, d_normed);
+  Differentiate(call, kK, kept.normed1.data(), dk, Accumulate::kYes, d_normed);
+  Differentiate(call, kV, kept.normed1.data(), dv, Accumulate::kYes, d_normed);
   if (!want_dx) return;
-  RmsNormBackward(input.x, layer.attn_norm, inv1_.data(), d_normed, rows_, config.embedding_length,
-                  dh, gradient.attn_norm, *pool_);
+  RmsNormBackward(input.x, call.layer.attn_norm, kept.inv1.data(), d_normed, rows,
+                  config.embedding_length, dh, call.gradient.attn_norm, *pool_);
 }
 
 }  // namespace fedge

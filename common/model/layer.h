@@ -1,10 +1,11 @@
-// One decoder block, forward and backward, with the values the backward pass needs kept in memory
-// that all blocks share (the transformer recomputes a block before it differentiates it).
+// One decoder block, forward and backward. The transformer decides whose activations are kept and
+// which blocks are computed again before they are differentiated.
 #ifndef FEDGE_COMMON_MODEL_LAYER_H_
 #define FEDGE_COMMON_MODEL_LAYER_H_
 
 #include <array>
 #include <cstdint>
+#include <string>
 
 #include "common/model/base_model.h"
 #include "common/model/ops.h"
@@ -29,7 +30,7 @@ struct LayerGradient {
   std::array<LinearGradient, kLinearsPerLayer> linear;
 };
 
-// The rows a call works on: `batch` sequences of `length` tokens at positions `past`...
+// The rows a call works on: `batch` sequences of `length` tokens, the first at position `past`.
 struct LayerInput {
   const ModelConfig* config = nullptr;
   const RopeTable* rope = nullptr;
@@ -47,38 +48,44 @@ struct LayerCache {
   float* values = nullptr;
 };
 
-// Scratch of one block's forward and backward pass. Reused from block to block.
+// What Backward needs of a block's Forward.
+class LayerActivations {
+ public:
+  // Bytes kept for `rows` tokens, LoRA factors of up to `rank` included.
+  static int64_t Bytes(const ModelConfig& config, int64_t rows, int64_t rank);
+
+ private:
+  friend class LayerWorkspace;
+  void Reserve(const Layer& layer, const LayerInput& input);
+
+  FloatBuffer normed1, inv1, q, k, v, attended, lse;
+  FloatBuffer h, normed2, inv2, gate, up, activated;
+  std::array<FloatBuffer, kLinearsPerLayer> u;
+};
+
+// Runs one block at a time and owns the scratch memory that all blocks can share.
 class LayerWorkspace {
  public:
   explicit LayerWorkspace(ThreadPool* pool) : pool_(pool) {}
 
-  // Computes all that Backward needs and, unless y is null, the block's output y [rows, C]. With a
-  // cache, appends keys and values at row `input.past` and attends to all of them.
-  void Forward(const Layer& layer, const LayerInput& input, const LayerCache* cache, float* y);
-  // After Forward of the same layer and input. dy [rows, C] becomes dx when `want_dx`, else it is
-  // left undefined.
+  // Fills `kept` and, unless y is null, computes the block's output y [rows, C]. With a cache,
+  // appends keys and values at row `input.past` and attends to all of them.
+  void Forward(const Layer& layer, const LayerInput& input, const LayerCache* cache,
+               LayerActivations& kept, float* y);
+  // dy [rows, C] becomes dx when `want_dx`, else it is left undefined. `kept` is from Forward of
+  // the same layer and input; it is used up.
   void Backward(const Layer& layer, const LayerInput& input, const LayerGradient& gradient,
-                bool want_dx, float* dy);
+                bool want_dx, LayerActivations& kept, float* dy);
 
  private:
-  void Reserve(const Layer& layer, const LayerInput& input);
-  void ReserveGradients(const LayerInput& input);
-  void Apply(const Layer& layer, LinearIndex index, const float* x, float* y);
-  void Differentiate(const Layer& layer, const LayerGradient& gradient, LinearIndex index,
-                     const float* x, const float* dy, Accumulate accumulate, float* dx);
-  void FeedForwardBackward(const Layer& layer, const LayerInput& input,
-                           const LayerGradient& gradient, float* dy);
-  void AttentionPartBackward(const Layer& layer, const LayerInput& input,
-                             const LayerGradient& gradient, bool want_dx, float* dh);
-  RopeShape Rope(const LayerInput& input, int64_t heads) const;
-  AttentionShape Attention(const LayerInput& input) const;
+  struct Differentiation;  // the arguments of Backward
+  void Differentiate(const Differentiation& call, LinearIndex index, const float* x,
+                     const float* dy, Accumulate accumulate, float* dx);
+  void FeedForwardBackward(const Differentiation& call, float* dy);
+  void AttentionPartBackward(const Differentiation& call, bool want_dx, float* dh);
 
   ThreadPool* pool_;
-  int64_t rows_ = 0;
-  FloatBuffer normed1_, inv1_, q_, k_, v_, attended_, lse_;  // kept by Forward
-  FloatBuffer h_, normed2_, inv2_, gate_, up_, activated_;
-  std::array<FloatBuffer, kLinearsPerLayer> u_;
-  FloatBuffer d_hidden_, d_normed_, d_attended_, dq_, dk_, dv_, du_;  // Backward's
+  FloatBuffer d_hidden_, d_normed_, d_attended_, dq_, dk_, dv_, du_;
   FloatBuffer attention_scratch_;
 };
 

@@ -65,7 +65,7 @@ void CheckBatch(const Batch& batch, int64_t vocabulary) {
 
 class Transformer::Engine {
  public:
-  Engine(const BaseModel& model, ThreadPool* pool);
+  Engine(const BaseModel& model, ThreadPool* pool, int64_t activation_budget_bytes);
 
   void BindAdapter(const LoraAdapter* adapter);
   // The loss, and with a sink the gradients, of the bound adapter.
@@ -82,9 +82,11 @@ class Transformer::Engine {
     int64_t rows;
   };
 
+  // Layers from this one on keep their activations from forward to backward.
+  size_t FirstKeptLayer(const Batch& batch) const;
   LayerInput Input(int64_t batch, int64_t length, int64_t past, const float* x) const;
   void GatherTargets(const Batch& batch);
-  void ForwardLayers(const Batch& batch, bool keep_inputs);
+  void ForwardLayers(const Batch& batch, bool for_gradient);
   LossSum RunHead(const GradientSink* sink, absl::Span<float> token_nats);
   void ForwardHead(const Chunk& chunk);
   void BackwardHead(const Chunk& chunk, const GradientSink& sink);
@@ -94,6 +96,7 @@ class Transformer::Engine {
 
   const BaseModel& model_;
   ThreadPool& pool_;
+  const int64_t activation_budget_bytes_;
 
   // The layers with the bound adapter's factors, and which module of its spec each linear has.
   std::vector<Layer> layers_;
@@ -105,16 +108,23 @@ class Transformer::Engine {
 
   RopeTable rope_;
   LayerWorkspace workspace_;
-  std::vector<FloatBuffer> inputs_;  // of each layer, then the last output: [B*T, C]
-  FloatBuffer gradient_;             // with respect to a layer's output, then its input
+  std::vector<LayerActivations> activations_;  // slot 0 also serves layers that are not kept
+  std::vector<FloatBuffer> inputs_;            // of each layer, then the last output: [B*T, C]
+  FloatBuffer gradient_;                       // with respect to a layer's output, then its input
   std::vector<int64_t> scored_rows_;
   std::vector<TokenId> scored_targets_;
   std::vector<double> nats_;
   FloatBuffer hidden_, normed_, inv_, logits_, d_normed_, d_hidden_, u_, du_;  // of a chunk
 };
 
-Transformer::Engine::Engine(const BaseModel& model, ThreadPool* pool)
-    : model_(model), pool_(*pool), rope_(model.rope_frequencies()), workspace_(pool) {
+Transformer::Engine::Engine(const BaseModel& model, ThreadPool* pool,
+                            int64_t activation_budget_bytes)
+    : model_(model),
+      pool_(*pool),
+      activation_budget_bytes_(activation_budget_bytes),
+      rope_(model.rope_frequencies()),
+      workspace_(pool),
+      activations_(model.layers().size()) {
   for (const LayerWeights& weights : model.layers()) {
     Layer layer;
     layer.attn_norm = weights.attn_norm;
@@ -198,20 +208,33 @@ void Transformer::Engine::GatherTargets(const Batch& batch) {
   }
 }
 
-// With `keep_inputs` each layer's input stays in its own buffer, else two are used in turn. The
-// workspace is left with the last layer's values.
-void Transformer::Engine::ForwardLayers(const Batch& batch, bool keep_inputs) {
+size_t Transformer::Engine::FirstKeptLayer(const Batch& batch) const {
+  int64_t rank = 0;
+  for (const Layer& layer : layers_) {
+    for (const Linear& linear : layer.linear) rank = std::max(rank, linear.rank);
+  }
+  const int64_t bytes =
+      LayerActivations::Bytes(model_.config(), batch.batch_size * batch.length, rank);
+  const int64_t layers = model_.config().block_count;
+  const int64_t kept = std::clamp<int64_t>(activation_budget_bytes_ / bytes, 1, layers);
+  return static_cast<size_t>(layers - kept);
+}
+
+// For a gradient each layer's input stays in its own buffer, else two are used in turn.
+void Transformer::Engine::ForwardLayers(const Batch& batch, bool for_gradient) {
   const int64_t size = batch.batch_size * batch.length * model_.config().embedding_length;
   rope_.EnsurePositions(batch.length);
   const size_t last = layers_.size();
+  const size_t first_kept = for_gradient ? FirstKeptLayer(batch) : last;
   const auto buffer = [&](size_t i) -> FloatBuffer& {
-    return inputs_[keep_inputs || i == last ? i : i % 2];
+    return inputs_[for_gradient || i == last ? i : i % 2];
   };
   const float* x = buffer(0).Get(size);
   EmbeddingForward(model_.token_embedding(), batch.tokens, buffer(0).data(), pool_);
   for (size_t i = 0; i < last; ++i) {
     float* const y = buffer(i + 1).Get(size);
-    workspace_.Forward(layers_[i], Input(batch.batch_size, batch.length, 0, x), nullptr, y);
+    workspace_.Forward(layers_[i], Input(batch.batch_size, batch.length, 0, x), nullptr,
+                       activations_[i >= first_kept ? i : 0], y);
     x = y;
   }
 }
@@ -307,17 +330,17 @@ LayerGradient Transformer::Engine::GradientOf(int64_t layer, const GradientSink&
   return gradient;
 }
 
-// From the top down: each layer is computed again from its kept input (the last one's values are
-// still there), then differentiated.
+// From the top down; a layer whose activations were not kept is computed again from its input.
 void Transformer::Engine::BackwardLayers(const Batch& batch, const GradientSink& sink) {
   const bool weights = sink.weights != nullptr;
-  for (int64_t i = model_.config().block_count - 1; i >= 0; --i) {
-    const size_t at = static_cast<size_t>(i);
-    const LayerInput input = Input(batch.batch_size, batch.length, 0, inputs_[at].data());
-    if (at + 1 != layers_.size()) workspace_.Forward(layers_[at], input, nullptr, nullptr);
+  const size_t first_kept = FirstKeptLayer(batch);
+  for (size_t i = layers_.size(); i-- > 0;) {
+    const LayerInput input = Input(batch.batch_size, batch.length, 0, inputs_[i].data());
+    LayerActivations& kept = activations_[i >= first_kept ? i : 0];
+    if (i < first_kept) workspace_.Forward(layers_[i], input, nullptr, kept, nullptr);
     // Nothing below the first layer is trained when the embedding is frozen.
-    workspace_.Backward(layers_[at], input, GradientOf(i, sink), weights || i > 0,
-                        gradient_.data());
+    workspace_.Backward(layers_[i], input, GradientOf(static_cast<int64_t>(i), sink),
+                        weights || i > 0, kept, gradient_.data());
   }
   if (!weights) return;
   EmbeddingBackward(batch.tokens, model_.config().embedding_length, gradient_.data(),
@@ -334,7 +357,7 @@ std::vector<float> Transformer::Engine::Decode(absl::Span<const TokenId> tokens,
   float* y = inputs_.back().Get(size);
   EmbeddingForward(model_.token_embedding(), tokens, x, pool_);
   for (size_t i = 0; i < layers_.size(); ++i) {
-    workspace_.Forward(layers_[i], Input(1, length, past, x), &caches[i], y);
+    workspace_.Forward(layers_[i], Input(1, length, past, x), &caches[i], activations_[0], y);
     std::swap(x, y);
   }
   const float* const last = x + (length - 1) * config.embedding_length;
@@ -345,10 +368,11 @@ std::vector<float> Transformer::Engine::Decode(absl::Span<const TokenId> tokens,
   return logits;
 }
 
-Transformer::Transformer(std::shared_ptr<const BaseModel> model, ThreadPool* pool)
+Transformer::Transformer(std::shared_ptr<const BaseModel> model, ThreadPool* pool,
+                         int64_t activation_budget_bytes)
     : model_(std::move(model)) {
   FEDGE_CHECK(model_ != nullptr && pool != nullptr);
-  engine_ = std::make_unique<Engine>(*model_, pool);
+  engine_ = std::make_unique<Engine>(*model_, pool, activation_budget_bytes);
 }
 
 Transformer::~Transformer() = default;

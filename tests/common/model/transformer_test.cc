@@ -12,6 +12,7 @@
 
 #include "common/base/rng.h"
 #include "common/base/status.h"
+#include "common/model/layer.h"
 #include "tests/testing/scalar_transformer.h"
 #include "tests/testing/tiny_model.h"
 
@@ -216,6 +217,24 @@ TEST_F(TransformerTest, SameBytesForAnyNumberOfThreads) {
   EXPECT_EQ(gradients[0], gradients[2]);
   EXPECT_EQ(losses[0], losses[1]);
   EXPECT_EQ(losses[0], losses[2]);
+}
+
+TEST_F(TransformerTest, SameBytesHoweverManyLayersAreComputedAgain) {
+  TinyModelOptions options;
+  options.block_count = 4;
+  const Tiny deep(options);
+  const LoraAdapter adapter = deep.Adapter({"all"});
+  const Batch batch = RandomBatch(2, 20, vocabulary());
+  const int64_t layer_bytes = LayerActivations::Bytes(deep.model()->config(), 2 * 20, 3);
+  std::vector<float> all(adapter.values().size(), 0);
+  Transformer keeps_all(deep.model(), &pool_);
+  const double loss = keeps_all.LossAndGradient(batch, adapter, 1, absl::MakeSpan(all)).nats;
+  for (const int64_t budget : {int64_t{0}, layer_bytes, 2 * layer_bytes, 3 * layer_bytes}) {
+    std::vector<float> gradient(adapter.values().size(), 0);
+    Transformer transformer(deep.model(), &pool_, budget);
+    EXPECT_EQ(transformer.LossAndGradient(batch, adapter, 1, absl::MakeSpan(gradient)).nats, loss);
+    EXPECT_EQ(gradient, all) << budget;
+  }
 }
 
 TEST_F(TransformerTest, SameWeightGradientsForAnyNumberOfThreads) {
