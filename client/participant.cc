@@ -165,7 +165,7 @@ absl::StatusOr<LoraAdapter> Participant::FetchAdapter(const LoraSpec& spec,
   }
   absl::StatusOr<DecodedUpdate> decoded = DecodeUpdate(
       adapter_bytes_, spec.layout_hash(), static_cast<uint64_t>(spec.num_parameters()));
-  if (!options_.keep_between_tasks || !decoded.ok()) adapter_bytes_ = std::string();
+  if (!options_.keep_adapter || !decoded.ok()) adapter_bytes_ = std::string();
   if (!decoded.ok()) return Annotate(decoded.status(), "global adapter");
   if (decoded->header.base_model != parts_.base->sha256()) {
     return absl::FailedPreconditionError("global adapter: made for another base model");
@@ -206,7 +206,7 @@ absl::Status Participant::TrainAndEncode(const Task& task, LoraAdapter adapter,
   }
   const std::vector<float> before(adapter.values().begin(), adapter.values().end());
   const absl::Status trained = Train(task, examples, transformer, &adapter, &metrics);
-  if (!options_.keep_between_tasks) {
+  if (!options_.keep_examples) {
     examples_ = LocalExamples();
     examples_key_.clear();
   }

@@ -44,8 +44,9 @@ struct ParticipantOptions {
   RetryPolicy retry;
   // Held-out tokens scored before each task; 0: none.
   int64_t max_validation_tokens = 4096;
-  // Keep the tokenized examples and the last adapter between tasks (costs memory, saves work).
-  bool keep_between_tasks = true;
+  // What is kept between tasks: costs memory, saves tokenizing and fetching again.
+  bool keep_examples = true;
+  bool keep_adapter = true;
   v1::DeviceReport device;  // rate and example count are filled in from the state
 };
 

@@ -191,8 +191,8 @@ Plot NodeScatter(const RunReport& report) {
   for (const NodeRecord& node : report.nodes) {
     if (node.validation_tokens == 0) continue;
     const std::string title =
-        absl::StrFormat("%s: %.3f -> %.3f, %d rounds, %d examples", node.node, node.loss_before,
-                        node.loss_after, node.rounds, node.train_examples);
+        absl::StrFormat("%s: %.3f -> %.3f, %d rounds, %d records", node.node, node.loss_before,
+                        node.loss_after, node.rounds, node.train_records);
     PlotSeries& series = node.rounds > 0 ? joined : only_received;
     series.points.push_back({node.loss_before, node.loss_after, title});
   }
@@ -284,7 +284,7 @@ std::string Cards(const RunReport& report) {
   out += Card("Update against fp32", absl::StrFormat("%.0f× smaller", traffic.compression),
               absl::StrFormat("%d adapter values", report.adapter_parameters));
   out += Card(
-      "Wall time", fedge::FormatDuration(absl::Seconds(report.total_seconds)),
+      "Wall time", FormatTimeSpan(absl::Seconds(report.total_seconds)),
       absl::StrFormat("%.2f M tokens trained", static_cast<double>(report.train_tokens) / 1e6));
   return out;
 }
@@ -310,7 +310,7 @@ std::string RoundTable(const RunReport& report) {
                                                         : "");
     cell(FormatBytes(round.upload_bytes));
     cell(FormatBytes(round.download_bytes));
-    cell(fedge::FormatDuration(absl::Seconds(round.seconds)));
+    cell(FormatTimeSpan(absl::Seconds(round.seconds)));
     out += "</tr>\n";
   }
   return out + "</tbody></table></div>";

@@ -64,7 +64,7 @@ Json SpreadJson(const Spread& spread) {
 Json NodeJson(const NodeRecord& node) {
   Json json;
   json["node"] = node.node;
-  json["train_examples"] = node.train_examples;
+  json["train_records"] = node.train_records;
   json["validation_tokens"] = node.validation_tokens;
   json["loss_before"] = NumberJson(node.loss_before);
   json["loss_after"] = NumberJson(node.loss_after);

@@ -41,7 +41,7 @@ struct CentralizedPoint {
 
 struct NodeRecord {
   std::string node;
-  uint64_t train_examples = 0;
+  uint64_t train_records = 0;
   uint64_t validation_tokens = 0;
   double loss_before = 0;  // nats/token on its own held-out data
   double loss_after = 0;

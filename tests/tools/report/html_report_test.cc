@@ -42,7 +42,7 @@ RunReport MakeReport(int64_t rounds, int64_t nodes) {
   for (int64_t i = 0; i < nodes; ++i) {
     NodeRecord node;
     node.node = absl::StrCat("Maintainer ", i, " <m", i, "@example.org>");
-    node.train_examples = 30 + rng.Below(900);
+    node.train_records = 30 + rng.Below(900);
     node.validation_tokens = 500;
     node.loss_before = 5.2 + 0.3 * rng.Normal();
     node.loss_after = node.loss_before - 0.8 + 0.4 * rng.Normal();
