@@ -200,20 +200,12 @@ class SpmTokenizer final : public Tokenizer {
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> MakeSpmTokenizer(const GgufFile& file) {
   VocabularyDefaults defaults;
-  defaults.unknown = 0;
+  defaults.unknown = 0;  // so that every text can be written, whatever bytes are missing
   defaults.bos = 1;
   defaults.eos = 2;
   defaults.add_bos = true;
   ASSIGN_OR_RETURN(Vocabulary vocabulary, ReadVocabulary(file, defaults));
   ASSIGN_OR_RETURN(const bool dummy_space, file.GetBoolOr("tokenizer.ggml.add_space_prefix", true));
-  const bool all_bytes = std::find(vocabulary.byte_tokens.begin(), vocabulary.byte_tokens.end(),
-                                   kNoToken) == vocabulary.byte_tokens.end();
-  if (!all_bytes && vocabulary.unknown == kNoToken) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        file.path(),
-        ": the vocabulary has neither all byte tokens <0x00> to <0xFF> nor an unknown ",
-        "token, so not every text can be written in it"));
-  }
   return std::unique_ptr<Tokenizer>(new SpmTokenizer(std::move(vocabulary), dummy_space));
 }
 
