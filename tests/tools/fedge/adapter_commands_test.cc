@@ -111,7 +111,7 @@ class FinetuneTest : public testing::FedgeTest {
     FedgeTest::SetUp();
     std::string lines;
     for (int i = 0; i < 40; ++i) {
-      absl::StrAppend(&lines, "{\"text\": \"the cat ", i % 7, " sat on the mat and the dog\"}\n");
+      absl::StrAppend(&lines, "{\"text\": \"the cat ", i, " sat on the mat and the dog\"}\n");
     }
     data_ = Write("data.jsonl", lines);
   }
