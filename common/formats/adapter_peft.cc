@@ -162,12 +162,13 @@ absl::Status AddTensor(const SafetensorsTensor& tensor, absl::string_view archit
                                                    kPrefix,
                                                    "<module>.lora_A.weight or .lora_B.weight"));
   }
-  ASSIGN_OR_RETURN(const LoraSite site, SiteFromPeft(name, architecture));
+  const absl::StatusOr<LoraSite> site = SiteFromPeft(name, architecture);
+  if (!site.ok()) return Annotate(site.status(), absl::StrCat("tensor ", tensor.name));
   if (tensor.shape.size() != 2) {
     return absl::InvalidArgumentError(
         absl::StrCat("tensor ", tensor.name, ": ", tensor.shape.size(), " dimensions, not 2"));
   }
-  return AddFactor(site, is_b,
+  return AddFactor(*site, is_b,
                    {tensor.name, tensor.type, tensor.data, tensor.shape[0], tensor.shape[1]},
                    factors);
 }
