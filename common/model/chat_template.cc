@@ -189,7 +189,8 @@ absl::string_view ChatFormatName(ChatFormat format) {
 absl::StatusOr<ChatFormat> RecognizeChatTemplate(absl::string_view template_text) {
   const auto has = [&](absl::string_view mark) { return absl::StrContains(template_text, mark); };
   if (Trim(template_text).empty()) return ChatFormat::kPlain;
-  if (has("<|im_start|>") && has("<|im_end|>")) return ChatFormat::kChatMl;
+  // Phi-4's templates use ChatML's marks too, with <|im_sep|> in place of the line break.
+  if (has("<|im_start|>") && has("<|im_end|>") && !has("<|im_sep|>")) return ChatFormat::kChatMl;
   if (has("<|start_header_id|>") && has("<|end_header_id|>")) return ChatFormat::kLlama3;
   if (has("<start_of_turn>") && has("<end_of_turn>")) return ChatFormat::kGemma;
   if (has("<|user|>") && has("<|assistant|>") && has("<|end|>")) return ChatFormat::kPhi3;

@@ -159,6 +159,15 @@ TEST(ChatTemplateTest, NamesTheFamiliesForAForeignTemplate) {
             "\"messages\"");
 }
 
+TEST(ChatTemplateTest, DoesNotTakeRelativesForTheFamily) {
+  for (const char* text :
+       {"<|im_start|>user<|im_sep|>x<|im_end|>", "'<|' + role + '|>' + '<|end|>'",
+        "<|user|>\n + eos_token + <|assistant|>"}) {
+    EXPECT_EQ(RecognizeChatTemplate(text).status().code(), absl::StatusCode::kUnimplemented)
+        << text;
+  }
+}
+
 TEST(ChatTemplateTest, RejectsBadConversations) {
   const auto message = [](ChatFormat format, const std::vector<ChatMessage>& messages,
                           bool for_training = true) {

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/rng.h"
 #include "common/model/tokenizer.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -249,6 +250,42 @@ TEST(VocabularyTest, TakesSpecialTokensFromTheirNames) {
   EXPECT_FALSE((*tokenizer)->IsEndOfGeneration(kNoToken));
   EXPECT_EQ((*tokenizer)->TokenBytes(end), "");  // a control token, whatever its type said
   EXPECT_EQ((*tokenizer)->TokenBytes(end, true), "<|im_end|>");
+}
+
+// Bytes of a sound file changed at random: an error, or a tokenizer that works; never a crash.
+TEST(VocabularyTest, DamagedFilesNeverCrash) {
+  Rng rng(11);
+  TinyVocabulary llama_bpe = TinyBpe({"<|im_start|>", "<|im_end|>"});
+  llama_bpe.pre = "llama-bpe";
+  int loaded = 0;
+  for (const TinyVocabulary& sound : {TinySpm(), TinyBpe(), llama_bpe}) {
+    const std::string bytes = sound.Bytes();
+    for (int i = 0; i < 1500; ++i) {
+      std::string damaged = bytes;
+      for (uint64_t k = rng.Below(4) + 1; k > 0; --k) {
+        damaged[rng.Below(damaged.size())] =
+            rng.Below(2) == 0 ? static_cast<char>(rng.Below(256)) : static_cast<char>(rng.Below(8));
+      }
+      const auto file = GgufFile::Parse(damaged, "damaged.gguf");
+      if (!file.ok()) continue;
+      const auto tokenizer = Tokenizer::FromGguf(**file);
+      if (!tokenizer.ok()) {
+        EXPECT_NE(tokenizer.status().message(), "");
+        continue;
+      }
+      ++loaded;
+      for (const bool parse_special : {false, true}) {
+        const auto ids =
+            (*tokenizer)->Encode("the python\n<|im_end|>\xff 12</s>", {true, parse_special, false});
+        for (const TokenId id : ids) {
+          EXPECT_GE(id, 0);
+          EXPECT_LT(id, (*tokenizer)->vocab_size());
+        }
+        (*tokenizer)->Decode(ids, true);
+      }
+    }
+  }
+  EXPECT_GT(loaded, 500);
 }
 
 }  // namespace
