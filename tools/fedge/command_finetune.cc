@@ -138,6 +138,9 @@ absl::Status RunFinetune(FinetuneOptions& options, CommandContext& context) {
   line.Print(absl::StrCat(FormatCount(adapter.spec().num_parameters()), " adapter parameters, ",
                           split.train.size(), " training and ", split.validation.size(),
                           " validation examples"));
+  if (split.validation.empty() && options.validation_fraction > 0) {
+    line.Print("note: too few records to hold any out; no validation loss is measured");
+  }
   const LossSum before = EvaluateLoss(transformer, &adapter, split.validation);
   options.train.learning_rate.total_steps = options.train.steps;
   ASSIGN_OR_RETURN(const TrainResult trained,

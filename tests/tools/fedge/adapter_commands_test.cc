@@ -269,7 +269,9 @@ TEST_F(PretrainCommandTest, WritesACheckpointWhenInterrupted) {
                                      "--batch",
                                      "4",
                                      "--steps",
-                                     "4"});
+                                     "4",
+                                     "--holdout",
+                                     "0.2"});
   EXPECT_NE(run.code, 0);
   EXPECT_THAT(run.err, HasSubstr("stopped after step 1 of 4; the same command continues"));
   EXPECT_TRUE(env_.Exists(Path("base.gguf.checkpoint")));
