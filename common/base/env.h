@@ -61,7 +61,9 @@ class Env {
   absl::StatusOr<std::string> ReadFile(absl::string_view path,
                                        uint64_t max_bytes = uint64_t{1} << 32);
   // Writes beside `path`, syncs, renames over it and syncs the folder: a reader sees the old file
-  // or the new one, never a part; on error the old file is untouched and nothing is left beside it.
+  // or the new one, never a part. On error the old file is untouched and nothing is left beside it,
+  // with two exceptions: if only the folder's sync fails, the new file is in place but a power cut
+  // may bring the old one back; if removing fails too, a file "<path>.tmp-..." stays.
   absl::Status WriteFileAtomic(absl::string_view path, absl::string_view data);
 };
 
