@@ -1,0 +1,241 @@
+#include "tools/simulate/simulation.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_split.h"
+#include "common/base/digest.h"
+#include "common/base/logging.h"
+#include "common/formats/adapter_files.h"
+#include "tests/testing/update_samples.h"
+#include "tests/tools/report/xml_check.h"
+#include "tests/tools/simulate/tiny_federation.h"
+
+namespace fedge {
+namespace {
+
+using ::testing::HasSubstr;
+
+// Passes everything on; derived links misbehave.
+class PassingLink : public FederationLink {
+ public:
+  explicit PassingLink(std::unique_ptr<FederationLink> link) : link_(std::move(link)) {}
+  absl::StatusOr<v1::CheckInResponse> CheckIn(const v1::CheckInRequest& request) override {
+    return link_->CheckIn(request);
+  }
+  absl::Status Download(const v1::DownloadRequest& request, const ChunkSink& sink) override {
+    return link_->Download(request, sink);
+  }
+  absl::StatusOr<v1::QueryUploadResponse> QueryUpload(
+      const v1::QueryUploadRequest& request) override {
+    return link_->QueryUpload(request);
+  }
+  absl::StatusOr<v1::UploadReceipt> Upload(const v1::UploadId& id, const v1::TaskMetrics& metrics,
+                                           absl::string_view bytes, uint64_t offset) override {
+    return link_->Upload(id, metrics, bytes, offset);
+  }
+  absl::Status Report(const v1::ReportRequest& request) override { return link_->Report(request); }
+
+ protected:
+  std::unique_ptr<FederationLink> link_;
+};
+
+// Sends a whole, well-sealed update whose first value is not a number.
+class NanLink : public PassingLink {
+ public:
+  using PassingLink::PassingLink;
+  absl::StatusOr<v1::UploadReceipt> Upload(const v1::UploadId& id, const v1::TaskMetrics& metrics,
+                                           absl::string_view bytes, uint64_t) override {
+    std::string broken(bytes);
+    broken[kUpdateHeaderBytes] = 0x00;
+    broken[kUpdateHeaderBytes + 1] = 0x7e;
+    testing::Reseal(&broken);
+    v1::UploadId its_id = id;
+    its_id.set_sha256(Sha256Of(broken).Raw());
+    return link_->Upload(its_id, metrics, broken, 0);
+  }
+};
+
+// Every upload breaks off in the middle once; the first receipt is lost too.
+class ShakyLink : public PassingLink {
+ public:
+  using PassingLink::PassingLink;
+  absl::StatusOr<v1::UploadReceipt> Upload(const v1::UploadId& id, const v1::TaskMetrics& metrics,
+                                           absl::string_view bytes, uint64_t offset) override {
+    const auto receipt = link_->Upload(id, metrics, bytes, offset);
+    if (++uploads_ == 1) return absl::UnavailableError("line cut before the receipt");
+    return receipt;
+  }
+  absl::Status Download(const v1::DownloadRequest& request, const ChunkSink& sink) override {
+    if (++downloads_ % 2 == 1) return absl::UnavailableError("line cut");
+    return link_->Download(request, sink);
+  }
+
+ private:
+  int uploads_ = 0;
+  int downloads_ = 0;
+};
+
+class SimulationTest : public ::testing::Test {
+ protected:
+  SimulationTest() {
+    SetLogLevel(LogLevel::kError);
+    dir_ = absl::StrCat(::testing::TempDir(), "simulation/",
+                        ::testing::UnitTest::GetInstance()->current_test_info()->name());
+    options_ = testing::TinyFederation(dir_);
+    environment_ = testing::TinyEnvironment();
+  }
+
+  RunReport Run(const std::string& out) {
+    options_.out_dir = JoinPath(dir_, out);
+    const absl::StatusOr<RunReport> report = RunSimulation(options_, environment_);
+    EXPECT_TRUE(report.ok()) << report.status();
+    return report.value_or(RunReport());
+  }
+
+  std::string File(const std::string& out, const std::string& name) {
+    return Env::Posix()->ReadFile(JoinPath(JoinPath(dir_, out), name)).value_or("");
+  }
+
+  std::string dir_;
+  SimulationOptions options_;
+  SimulationEnvironment environment_;
+};
+
+TEST_F(SimulationTest, TheSameSeedGivesTheSameBytesForAnyNumberOfWorkers) {
+  options_.workers = 1;
+  const RunReport one = Run("one");
+  options_.workers = 2;
+  const RunReport two = Run("two");
+  EXPECT_EQ(one.adapter_sha256.size(), 64u);
+  EXPECT_EQ(one.adapter_sha256, two.adapter_sha256);
+  EXPECT_EQ(Sha256Of(File("one", "peft/adapter_model.safetensors")),
+            Sha256Of(File("two", "peft/adapter_model.safetensors")));
+  EXPECT_EQ(one.after.validation_loss, two.after.validation_loss);
+  EXPECT_EQ(one.centralized.back().quality.validation_loss,
+            two.centralized.back().quality.validation_loss);
+  options_.run.set_seed(6);
+  EXPECT_NE(Run("other").adapter_sha256, one.adapter_sha256);
+}
+
+TEST_F(SimulationTest, StatesThatSpillToDiskChangeNothing) {
+  options_.centralized = false;
+  options_.run.set_rounds(3);  // nodes come twice: residuals are read back
+  const RunReport in_memory = Run("memory");
+  options_.state_memory_bytes = 0;
+  EXPECT_EQ(Run("spilled").adapter_sha256, in_memory.adapter_sha256);
+}
+
+TEST_F(SimulationTest, CountsWhatHappened) {
+  const RunReport report = Run("out");
+  ASSERT_EQ(report.rounds.size(), 2u);
+  uint64_t accepted = 0;
+  for (const RoundRecord& round : report.rounds) {
+    EXPECT_EQ(round.assigned, 4);
+    EXPECT_EQ(round.accepted, 4);
+    EXPECT_GT(round.upload_bytes, 4 * 128u);
+    EXPECT_GT(round.download_bytes, round.upload_bytes);
+    EXPECT_GT(round.train_tokens, 0u);
+    ASSERT_TRUE(round.quality.has_value());
+    EXPECT_TRUE(round.quality->label_accuracy.has_value());
+    accepted += static_cast<uint64_t>(round.accepted);
+  }
+  ASSERT_EQ(report.nodes.size(), 6u);
+  uint64_t rounds_of_nodes = 0;
+  for (const NodeRecord& node : report.nodes) {
+    rounds_of_nodes += static_cast<uint64_t>(node.rounds);
+    EXPECT_GT(node.train_records, 10u);
+  }
+  EXPECT_EQ(rounds_of_nodes, accepted);
+  EXPECT_EQ(report.label_count, 2);
+  EXPECT_LT(report.after.validation_loss, report.before.validation_loss);
+  EXPECT_EQ(report.centralized.size(), 2u);
+}
+
+TEST_F(SimulationTest, ItsFilesLoad) {
+  const RunReport report = Run("out");
+  Env& env = *Env::Posix();
+  const auto gguf = ReadAdapterGguf(JoinPath(dir_, "out/adapter.gguf"), env);
+  ASSERT_TRUE(gguf.ok()) << gguf.status();
+  EXPECT_EQ(gguf->adapter.spec().num_parameters(), report.adapter_parameters);
+  const auto peft = ReadAdapterPeft(JoinPath(dir_, "out/peft"), gguf->info, env);
+  ASSERT_TRUE(peft.ok()) << peft.status();
+  EXPECT_EQ(peft->adapter.spec().layout_hash(), gguf->adapter.spec().layout_hash());
+  EXPECT_EQ(Sha256Of(File("out", "adapter.gguf")).Hex(), report.adapter_sha256);
+
+  const std::vector<std::string> lines =
+      absl::StrSplit(File("out", "metrics.jsonl"), '\n', absl::SkipEmpty());
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_EQ(nlohmann::json::parse(lines[1])["round"], 2);
+  const auto summary = nlohmann::json::parse(File("out", "summary.json"));
+  EXPECT_EQ(summary["adapter_sha256"], report.adapter_sha256);
+  EXPECT_EQ(summary["nodes"].size(), 6u);
+  EXPECT_EQ(testing::XmlProblem(File("out", "report.html")), "");
+  EXPECT_FALSE(env.Exists(JoinPath(dir_, "out/.simulation")));
+}
+
+TEST_F(SimulationTest, ANodeThatSendsNanIsRejectedAndTheRoundGoesOn) {
+  options_.centralized = false;
+  options_.run.set_nodes_per_round(6);
+  options_.run.mutable_codec()->set_encoding("dense-fp16");
+  environment_.wrap_link = [](const std::string& node, std::unique_ptr<FederationLink> link) {
+    return absl::StrContains(node, "Node 3") ? std::make_unique<NanLink>(std::move(link))
+                                             : std::move(link);
+  };
+  const RunReport report = Run("out");
+  ASSERT_EQ(report.rounds.size(), 2u);
+  for (const RoundRecord& round : report.rounds) {
+    EXPECT_EQ(round.accepted, 5);
+    EXPECT_EQ(round.rejected, 1);
+    EXPECT_EQ(round.version, round.round);
+  }
+  EXPECT_EQ(report.nodes[3].rounds, 0);
+  EXPECT_TRUE(std::isfinite(report.after.validation_loss));
+}
+
+TEST_F(SimulationTest, ShakyLinksChangeNothing) {
+  options_.centralized = false;
+  const RunReport steady = Run("steady");
+  environment_.wrap_link = [](const std::string&, std::unique_ptr<FederationLink> link) {
+    return std::make_unique<ShakyLink>(std::move(link));
+  };
+  EXPECT_EQ(Run("shaky").adapter_sha256, steady.adapter_sha256);
+}
+
+TEST_F(SimulationTest, KeepsUpdatesWhenAsked) {
+  options_.centralized = false;
+  options_.keep_updates = true;
+  Run("out");
+  const auto files = Env::Posix()->ListDir(JoinPath(dir_, "out/updates/round-0001"));
+  ASSERT_TRUE(files.ok());
+  EXPECT_EQ(files->size(), 4u);
+}
+
+TEST_F(SimulationTest, AnOutputFolderThatCannotBeWrittenEndsItBeforeAnyWork) {
+  options_.out_dir = JoinPath(options_.data.path, "out");  // below a file
+  options_.model = "no such model";
+  const absl::StatusOr<RunReport> report = RunSimulation(options_, environment_);
+  ASSERT_FALSE(report.ok());
+  EXPECT_THAT(report.status().message(), HasSubstr("data.jsonl"));
+}
+
+TEST_F(SimulationTest, ABrokenLineOfTheDataIsNamed) {
+  ASSERT_TRUE(Env::Posix()
+                  ->WriteFileAtomic(options_.data.path, testing::TinyData() + "{\"text\": 7}\n")
+                  .ok());
+  const absl::StatusOr<RunReport> report = RunSimulation(options_, environment_);
+  EXPECT_EQ(report.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(report.status().message(), HasSubstr("data.jsonl:229"));
+}
+
+TEST_F(SimulationTest, InterruptingEndsIt) {
+  int asked = 0;
+  environment_.interrupted = [&] { return ++asked > 3; };
+  options_.workers = 1;
+  EXPECT_EQ(RunSimulation(options_, environment_).status().code(), absl::StatusCode::kCancelled);
+}
+
+}  // namespace
+}  // namespace fedge

@@ -1,0 +1,398 @@
+#include "tools/simulate/simulation.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+#include <variant>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "common/base/rng.h"
+#include "common/base/status.h"
+#include "common/model/chat_template.h"
+#include "server/run_plan.h"
+#include "tools/simulate/centralized.h"
+#include "tools/simulate/fleet.h"
+#include "tools/simulate/held_out.h"
+#include "tools/simulate/live_view.h"
+#include "tools/simulate/output_files.h"
+#include "tools/simulate/simulated_server.h"
+#include "tools/simulate/worker_pool.h"
+
+namespace fedge {
+namespace {
+
+constexpr int64_t kMaxAbandonedInARow = 10;
+// Texts up to this size are tokenized once and kept; beyond it each task tokenizes its node's anew.
+constexpr uint64_t kMaxKeptTextBytes = uint64_t{64} << 20;
+// The server answers within milliseconds; this long without a word is a bug, not a slow machine.
+constexpr absl::Duration kEventTimeout = absl::Minutes(5);
+
+class Simulation {
+ public:
+  Simulation(const SimulationOptions& options, const SimulationEnvironment& environment)
+      : options_(options), environment_(environment) {}
+
+  absl::StatusOr<RunReport> Run();
+
+ private:
+  absl::Status Prepare();
+  absl::Status LoadData();
+  absl::Status MeasureStart();
+  absl::Status StartServer();
+  absl::Status RunRounds();
+  absl::StatusOr<bool> RunRound(const RoundStarted& started);
+  void SumUp(const std::vector<NodeOutcome>& outcomes, RoundRecord* record);
+  absl::Status FinishRound(RoundRecord record);
+  absl::StatusOr<CoordinatorAction> NextEvent();
+  absl::Status RunCentralized();
+  absl::Status Conclude();
+  void FillSettings();
+
+  bool interrupted() const { return environment_.interrupted && environment_.interrupted(); }
+  double Seconds() const { return absl::ToDoubleSeconds(environment_.wall->Monotonic()); }
+
+  const SimulationOptions options_;
+  const SimulationEnvironment environment_;
+  RunReport report_;
+  std::unique_ptr<OutputFiles> files_;
+  std::unique_ptr<LiveView> view_;
+  std::unique_ptr<WorkerPool> pool_;
+  NodeData data_;
+  v1::ServerConfig config_;
+  RunPlan plan_;
+  HeldOutOptions held_out_options_;
+  std::optional<HeldOut> held_out_;
+  std::vector<Example> pooled_;  // of the centralised reference
+  ManualClock clock_;            // the federation's
+  std::unique_ptr<SimulatedServer> server_;
+  std::unique_ptr<Fleet> fleet_;
+  LoraAdapter current_;
+  int64_t abandoned_in_a_row_ = 0;
+  double start_seconds_ = 0;
+};
+
+absl::StatusOr<RunReport> Simulation::Run() {
+  start_seconds_ = Seconds();
+  RETURN_IF_ERROR(Prepare());
+  RETURN_IF_ERROR(LoadData());
+  RETURN_IF_ERROR(MeasureStart());
+  const double rounds_start = Seconds();
+  RETURN_IF_ERROR(StartServer());
+  RETURN_IF_ERROR(RunRounds());
+  report_.federated_seconds = Seconds() - rounds_start;
+  for (int64_t i = 0; i < fleet_->size(); ++i) {
+    report_.nodes[static_cast<size_t>(i)].rounds = fleet_->accepted_rounds(i);
+  }
+  fleet_.reset();  // the nodes' links end before their server
+  server_.reset();
+  if (options_.centralized) RETURN_IF_ERROR(RunCentralized());
+  RETURN_IF_ERROR(Conclude());
+  return std::move(report_);
+}
+
+absl::Status Simulation::Prepare() {
+  if (options_.workers < 1) return absl::InvalidArgumentError("--parallel: at least 1 is needed");
+  ASSIGN_OR_RETURN(files_, OutputFiles::Open(options_.out_dir, environment_.env));
+  config_.set_base_model(options_.model);
+  config_.set_state_dir(JoinPath(files_->scratch_dir(), "server"));
+  config_.set_retry_seconds(1);
+  *config_.mutable_run() = options_.run;
+  const int64_t rounds = options_.run.has_rounds() ? options_.run.rounds() : RunPlan().rounds;
+  view_ = std::make_unique<LiveView>(environment_.progress, environment_.wall, rounds,
+                                     options_.centralized);
+  view_->Doing(absl::StrCat("loading ", options_.model));
+  ASSIGN_OR_RETURN(std::shared_ptr<const BaseModel> base,
+                   BaseModel::Load(options_.model, *environment_.env));
+  pool_ = std::make_unique<WorkerPool>(std::move(base), options_.workers);
+  return absl::OkStatus();
+}
+
+absl::Status Simulation::LoadData() {
+  view_->Doing(absl::StrCat("reading ", options_.data.path));
+  const BaseModel& base = pool_->base();
+  ASSIGN_OR_RETURN(const ChatFormat format,
+                   RecognizeChatTemplate(base.tokenizer().chat_template()));
+  NodeDataOptions data_options = options_.data;
+  data_options.seed = options_.run.seed();
+  ASSIGN_OR_RETURN(data_, LoadNodeData(data_options, format, *environment_.env));
+
+  const auto nodes = static_cast<uint32_t>(data_.nodes.size());
+  v1::RunConfig& run = *config_.mutable_run();
+  const auto usual = static_cast<uint32_t>(RunPlan().nodes_per_round);
+  run.set_nodes_per_round(
+      std::min(nodes, run.has_nodes_per_round() ? run.nodes_per_round() : usual));
+  run.set_min_nodes(nodes);
+  ASSIGN_OR_RETURN(const LoraPlan lora, MakeLoraPlan(run));
+  LoraTargets targets;
+  targets.modules = lora.target_modules;
+  targets.rank = lora.rank;
+  targets.alpha = lora.alpha;
+  ASSIGN_OR_RETURN(LoraSpec spec, base.MakeLoraSpec(targets));
+  ASSIGN_OR_RETURN(plan_, MakeRunPlan(config_, std::move(spec), base.sha256()));
+  if (plan_.length > base.config().context_length) {
+    return absl::InvalidArgumentError(absl::StrCat("run.training.length: ", plan_.length,
+                                                   " is above the base model's context of ",
+                                                   base.config().context_length));
+  }
+  v1::Assignment assignment;
+  FillAssignment(plan_, assignment);
+  held_out_options_.length = plan_.length;
+  held_out_options_.split_seed = assignment.training().split_seed();
+  held_out_options_.validation_fraction = plan_.validation_fraction;
+  held_out_options_.max_tokens = options_.eval_tokens;
+  held_out_options_.max_tokens_per_node = options_.eval_tokens_per_node;
+  held_out_options_.max_questions = options_.label_questions;
+  return absl::OkStatus();
+}
+
+absl::Status Simulation::MeasureStart() {
+  view_->Doing(absl::StrCat("tokenizing the data of ", data_.nodes.size(), " nodes"));
+  ASSIGN_OR_RETURN(held_out_, HeldOut::Make(data_.nodes, held_out_options_, *pool_));
+  if (options_.centralized) {
+    const int64_t steps = plan_.rounds * plan_.nodes_per_round * plan_.steps;
+    pooled_ = PoolTrainingExamples(data_.nodes, pool_->base().tokenizer(), held_out_options_,
+                                   steps * plan_.batch_size * plan_.length);
+  }
+  FillSettings();
+  view_->Say(absl::StrCat(
+      data_.nodes.size(), " nodes over one base model, ", plan_.nodes_per_round, " drawn a round, ",
+      options_.workers, " trained at a time; held-out sample: ", FormatCount(held_out_->tokens()),
+      " tokens",
+      held_out_->has_labels() ? absl::StrCat(", ", held_out_->questions(), " questions with ",
+                                             held_out_->label_count(), " labels")
+                              : ""));
+  view_->Doing("measuring the base model");
+  ASSIGN_OR_RETURN(report_.before, held_out_->Measure(nullptr, held_out_->has_labels(), *pool_));
+  report_.after = report_.before;
+  const std::vector<LossSum> losses = held_out_->MeasureNodes(nullptr, *pool_);
+  for (size_t i = 0; i < losses.size(); ++i) {
+    NodeRecord node;
+    node.node = data_.nodes[i].node;
+    for (const Record& record : data_.nodes[i].records) {
+      if (!IsValidation(record, held_out_options_.split_seed,
+                        held_out_options_.validation_fraction)) {
+        ++node.train_records;
+      }
+    }
+    node.validation_tokens = static_cast<uint64_t>(losses[i].num_tokens);
+    node.loss_before = losses[i].mean();
+    report_.nodes.push_back(std::move(node));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Simulation::StartServer() {
+  ASSIGN_OR_RETURN(
+      server_, SimulatedServer::Start(config_, pool_->shared_base(), &clock_, environment_.env));
+  FleetOptions fleet;
+  fleet.clock = &clock_;
+  fleet.seed = plan_.seed;
+  fleet.state_memory_bytes = options_.state_memory_bytes;
+  fleet.spill_dir = JoinPath(files_->scratch_dir(), "states");
+  fleet.env = environment_.env;
+  fleet.keep_examples = data_.text_bytes <= kMaxKeptTextBytes;
+  fleet.stopping = environment_.interrupted;
+  fleet.make_link = [this](const std::string& node_id) {
+    std::unique_ptr<FederationLink> link = server_->MakeLink(node_id);
+    if (options_.keep_updates) {
+      link = KeepUpdates(std::move(link), JoinPath(options_.out_dir, "updates"), environment_.env);
+    }
+    return environment_.wrap_link ? environment_.wrap_link(node_id, std::move(link))
+                                  : std::move(link);
+  };
+  fleet_ = std::make_unique<Fleet>(std::move(data_.nodes), fleet, pool_.get());
+  return fleet_->Register();
+}
+
+absl::StatusOr<CoordinatorAction> Simulation::NextEvent() {
+  for (absl::Duration waited; waited < kEventTimeout; waited += absl::Milliseconds(200)) {
+    if (interrupted()) return absl::CancelledError("interrupted");
+    std::optional<CoordinatorAction> event = server_->NextEvent(absl::Milliseconds(200));
+    if (event) return *std::move(event);
+  }
+  return absl::InternalError("the server in this process does not go on with its round");
+}
+
+absl::Status Simulation::RunRounds() {
+  while (true) {
+    ASSIGN_OR_RETURN(const CoordinatorAction event, NextEvent());
+    if (std::holds_alternative<RunCompleted>(event)) return absl::OkStatus();
+    if (const auto* started = std::get_if<RoundStarted>(&event)) {
+      ASSIGN_OR_RETURN(const bool published, RunRound(*started));
+      abandoned_in_a_row_ = published ? 0 : abandoned_in_a_row_ + 1;
+      if (abandoned_in_a_row_ >= kMaxAbandonedInARow) {
+        return absl::AbortedError(absl::StrCat(
+            abandoned_in_a_row_,
+            " rounds abandoned one after the other, the last: ", report_.rounds.back().note));
+      }
+      if (!published) RETURN_IF_ERROR(fleet_->Nudge());  // the next attempt starts at a check-in
+    }
+  }
+}
+
+// Returns whether the round published a version.
+absl::StatusOr<bool> Simulation::RunRound(const RoundStarted& started) {
+  const double start = Seconds();
+  view_->RoundStarted(started.round, started.cohort.size());
+  const std::vector<NodeOutcome> outcomes = fleet_->RunCohort(
+      started.cohort, [this](const NodeOutcome& outcome) { view_->NodeDone(outcome); });
+  if (interrupted()) return absl::CancelledError("interrupted");
+  RoundRecord record;
+  record.round = started.round;
+  SumUp(outcomes, &record);
+  const bool unsettled =
+      std::any_of(outcomes.begin(), outcomes.end(), [](const NodeOutcome& outcome) {
+        return !outcome.status.ok() || outcome.step.kind == StepKind::kWaiting;
+      });
+  if (unsettled) {  // such a node stays silent: let the deadline pass
+    clock_.Advance(plan_.round_deadline + absl::Seconds(1));
+    RETURN_IF_ERROR(fleet_->Nudge());
+  }
+  while (true) {
+    ASSIGN_OR_RETURN(const CoordinatorAction event, NextEvent());
+    const RoundCounts* counts = nullptr;
+    if (const auto* published = std::get_if<VersionPublished>(&event)) {
+      counts = &published->counts;
+      record.version = published->state.version;
+      current_ = published->state.adapter;
+    } else if (const auto* abandoned = std::get_if<RoundAbandoned>(&event)) {
+      counts = &abandoned->counts;
+      record.note = absl::StrCat("abandoned: ", abandoned->reason);
+    }
+    if (counts == nullptr) continue;
+    record.assigned = counts->assigned;
+    record.accepted = counts->accepted;
+    record.rejected = counts->rejected;
+    record.dropped = counts->dropped;
+    break;
+  }
+  if (record.version > 0) {
+    const bool last = static_cast<int64_t>(record.version) >= plan_.rounds;
+    const bool labels = held_out_->has_labels() &&
+                        (last || record.version % static_cast<uint64_t>(options_.label_every) == 0);
+    ASSIGN_OR_RETURN(record.quality, held_out_->Measure(&current_, labels, *pool_));
+    report_.after = *record.quality;
+  }
+  record.seconds = Seconds() - start;
+  const bool published = record.version > 0;
+  RETURN_IF_ERROR(FinishRound(std::move(record)));
+  return published;
+}
+
+void Simulation::SumUp(const std::vector<NodeOutcome>& outcomes, RoundRecord* record) {
+  double loss = 0;
+  double weight = 0;
+  std::vector<std::string> notes;
+  for (const NodeOutcome& outcome : outcomes) {
+    const v1::TaskMetrics& metrics = outcome.step.metrics;
+    record->upload_bytes += metrics.upload_bytes();
+    record->download_bytes += metrics.download_bytes();
+    record->train_tokens += metrics.train_tokens();
+    if (!outcome.status.ok()) {
+      notes.push_back(absl::StrCat(outcome.node, ": ", outcome.status.message()));
+    } else if (outcome.step.kind == StepKind::kAccepted) {
+      const auto examples = static_cast<double>(metrics.num_examples());
+      loss += examples * metrics.train_loss_last();
+      weight += examples;
+    } else {
+      notes.push_back(absl::StrCat(outcome.node, ": ", StepKindName(outcome.step.kind), ": ",
+                                   outcome.step.detail));
+    }
+  }
+  record->train_loss = weight > 0 ? loss / weight : std::nan("");
+  for (const std::string& note : notes) view_->Say(absl::StrCat("  ", note));
+}
+
+absl::Status Simulation::FinishRound(RoundRecord record) {
+  view_->RoundFinished(record);
+  RETURN_IF_ERROR(files_->AppendRound(record));
+  report_.train_tokens += record.train_tokens;
+  report_.rounds.push_back(std::move(record));
+  return absl::OkStatus();
+}
+
+absl::Status Simulation::RunCentralized() {
+  const double start = Seconds();
+  CentralizedOptions reference;
+  reference.steps_per_round = plan_.nodes_per_round * plan_.steps;
+  reference.training.steps = plan_.rounds * reference.steps_per_round;
+  reference.training.batch_size = plan_.batch_size;
+  reference.training.length = plan_.length;
+  reference.training.learning_rate.peak = plan_.learning_rate;
+  reference.training.learning_rate.schedule = Schedule::kConstant;
+  reference.training.adamw.weight_decay = plan_.weight_decay;
+  reference.training.clip_norm = plan_.clip_norm;
+  reference.training.seed = Rng::Stream(plan_.seed, "centralized").Next();
+  reference.rounds_per_point = std::max<int64_t>(1, plan_.rounds / 10);
+  reference.label_every = options_.label_every;
+  reference.on_step = [this](const TrainProgress& progress) {
+    view_->CentralizedStep(progress);
+    return !interrupted();
+  };
+  LoraAdapter adapter(plan_.lora);
+  adapter.InitializeForTraining(plan_.seed);
+  ASSIGN_OR_RETURN(report_.centralized,
+                   TrainCentralized(pooled_, reference, *held_out_, *pool_, adapter));
+  report_.centralized_seconds = Seconds() - start;
+  return absl::OkStatus();
+}
+
+absl::Status Simulation::Conclude() {
+  view_->Doing("measuring each node");
+  const std::vector<LossSum> losses = held_out_->MeasureNodes(&current_, *pool_);
+  for (size_t i = 0; i < losses.size(); ++i) report_.nodes[i].loss_after = losses[i].mean();
+  ASSIGN_OR_RETURN(
+      report_.adapter_sha256,
+      files_->WriteAdapter(current_, pool_->base(), std::string(BaseName(options_.model))));
+  report_.total_seconds = Seconds() - start_seconds_;
+  RETURN_IF_ERROR(files_->WriteReport(report_));
+  return files_->RemoveScratch();
+}
+
+void Simulation::FillSettings() {
+  report_.title = options_.title;
+  report_.adapter_parameters = plan_.lora.num_parameters();
+  report_.label_count = held_out_->has_labels() ? held_out_->label_count() : 0;
+  report_.label_questions = held_out_->questions();
+  report_.label_majority = held_out_->majority_accuracy();
+  auto& settings = report_.settings;
+  const auto add = [&](const char* name, std::string value) {
+    settings.emplace_back(name, std::move(value));
+  };
+  add("base model",
+      absl::StrCat(BaseName(options_.model), ", SHA-256 ", pool_->base().sha256().Hex()));
+  add("data", options_.data_name.empty() ? options_.data.path : options_.data_name);
+  add("nodes", absl::StrCat(data_.nodes.size(), " (", plan_.nodes_per_round, " drawn a round)"));
+  add("rounds", absl::StrCat(plan_.rounds));
+  add("seed", absl::StrCat(plan_.seed));
+  add("adapter", absl::StrFormat("LoRA rank %d, alpha %g, %d modules, %s values",
+                                 plan_.lora.modules().empty() ? 0 : plan_.lora.modules()[0].rank,
+                                 plan_.lora.alpha(), plan_.lora.modules().size(),
+                                 FormatCount(plan_.lora.num_parameters())));
+  add("local training",
+      absl::StrFormat("%d steps of %d x %d tokens, AdamW, learning rate %g", plan_.steps,
+                      plan_.batch_size, plan_.length, plan_.learning_rate));
+  add("update encoding",
+      plan_.codec.encoding == UpdateEncoding::kDenseFp16
+          ? std::string("dense fp16")
+          : absl::StrFormat("top-k, density %g, %d bits a value, error feedback %s",
+                            plan_.codec.density, plan_.codec.value_bits,
+                            plan_.error_feedback ? "on" : "off"));
+  add("server", absl::StrFormat("learning rate %g, momentum %g", plan_.server_learning_rate,
+                                plan_.server_momentum));
+  add("held-out sample",
+      absl::StrFormat("%s tokens over all nodes, at most %s of each node; %.0f%% of the records",
+                      FormatCount(held_out_->tokens()), FormatCount(options_.eval_tokens_per_node),
+                      100 * plan_.validation_fraction));
+}
+
+}  // namespace
+
+absl::StatusOr<RunReport> RunSimulation(const SimulationOptions& options,
+                                        const SimulationEnvironment& environment) {
+  return Simulation(options, environment).Run();
+}
+
+}  // namespace fedge
