@@ -43,15 +43,11 @@ absl::string_view StopName(GenerateResult::Stop stop) {
 // The prompt as tokens: as it is, or as the user's turn in the model's chat format.
 absl::StatusOr<std::vector<TokenId>> PromptTokens(const CommandOptions& options,
                                                   const Tokenizer& tokenizer) {
-  Tokenizer::EncodeOptions encode;
-  if (!options.chat) return tokenizer.Encode(options.prompt, encode);
-  encode.parse_special = true;
+  if (!options.chat) return tokenizer.Encode(options.prompt);
   ASSIGN_OR_RETURN(const ChatFormat format, RecognizeChatTemplate(tokenizer.chat_template()));
   ASSIGN_OR_RETURN(const std::vector<ChatSpan> spans,
                    RenderChat(format, {ChatMessage{"user", options.prompt}}, false));
-  std::string text;
-  for (const ChatSpan& span : spans) absl::StrAppend(&text, span.text);
-  return tokenizer.Encode(text, encode);
+  return EncodeSpans(spans, tokenizer).ids;
 }
 
 absl::Status RunGenerate(const CommandOptions& options, CommandContext& context) {

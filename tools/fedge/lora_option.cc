@@ -44,6 +44,7 @@ absl::StatusOr<LoraAdapter> ScaleAdapter(const LoraAdapter& adapter, double scal
 
 AdapterInfo AdapterInfoOf(const BaseModel& model, bool with_hash) {
   AdapterInfo info;
+  info.architecture = model.config().architecture;
   info.base_model = std::string(BaseName(model.file().path()));
   if (with_hash) info.base_model_sha256 = model.sha256().Hex();
   info.num_heads = model.config().head_count;
