@@ -192,6 +192,7 @@ std::optional<UpdateVerdict> Coordinator::KnownVerdict(absl::string_view node_id
       if (!participation.late) {
         participation.late = true;
         ++counts_.late;
+        actions_.push_back(UpdateJudged{round, std::string(node_id), digest, 0, 0, late});
       }
       return late;
     case NodeState::kAccepted:
@@ -207,28 +208,32 @@ std::optional<UpdateVerdict> Coordinator::KnownVerdict(absl::string_view node_id
       participation.reason};
 }
 
+bool Coordinator::InOpenCohort(absl::string_view node_id, uint64_t round) const {
+  return phase_ == Phase::kCollecting && round == round_ && cohort_.find(node_id) != cohort_.end();
+}
+
 UpdateVerdict Coordinator::SubmitUpdate(absl::string_view node_id, uint64_t round,
-                                        const Digest& digest,
-                                        absl::StatusOr<AdmittedUpdate> update) {
-  if (std::optional<UpdateVerdict> known = KnownVerdict(node_id, round, digest)) return *known;
+                                        ReceivedUpdate update) {
+  if (std::optional<UpdateVerdict> known = KnownVerdict(node_id, round, update.digest)) {
+    return *known;
+  }
   // Only a pending member of the open round comes here.
   Participation& participation = cohort_.find(node_id)->second;
-  participation.digest = digest;
-  absl::Status status = update.status();
+  participation.digest = update.digest;
+  participation.wire_bytes = update.wire_bytes;
+  absl::Status status = update.admitted.status();
   if (status.ok()) {
-    FEDGE_CHECK(update->round == round_ && update->base_version == state_.version);
-    status = aggregator_->Accumulate(update->values, update->weight);
+    const AdmittedUpdate& admitted = *update.admitted;
+    FEDGE_CHECK(admitted.round == round_ && admitted.base_version == state_.version);
+    status = aggregator_->Accumulate(admitted.values, admitted.weight);
+    if (status.ok()) participation.weight = admitted.weight;
   }
-  if (status.ok()) {
-    participation.weight = update->weight;
-    participation.wire_bytes = update->wire_bytes;
-    Settle(participation, NodeState::kAccepted);
-  } else {
-    participation.reason = std::string(status.message());
-    Settle(participation, NodeState::kRejected);
-  }
+  participation.reason = std::string(status.message());
+  Settle(participation, status.ok() ? NodeState::kAccepted : NodeState::kRejected);
   UpdateVerdict verdict{status.ok() ? Verdict::kAccepted : Verdict::kRejected,
                         participation.reason};
+  actions_.push_back(UpdateJudged{round, std::string(node_id), participation.digest,
+                                  participation.weight, participation.wire_bytes, verdict});
   MaybeCloseRound(/*deadline_passed=*/false);
   return verdict;
 }
@@ -238,8 +243,9 @@ void Coordinator::ReportFailure(absl::string_view node_id, uint64_t round,
   if (phase_ != Phase::kCollecting || round != round_) return;
   const auto member = cohort_.find(node_id);
   if (member == cohort_.end() || member->second.state != NodeState::kAssigned) return;
-  member->second.reason = std::string(error.substr(0, 256));
+  member->second.reason = std::string(error);
   Settle(member->second, NodeState::kDropped);
+  actions_.push_back(TaskFailed{round, std::string(node_id), member->second.reason});
   MaybeCloseRound(/*deadline_passed=*/false);
 }
 

@@ -97,6 +97,19 @@ struct RoundStarted {  // record it before an assignment of this round goes out
   uint64_t base_version = 0;
   std::vector<std::string> cohort;  // sorted
 };
+struct UpdateJudged {  // record it before the receipt goes out; once a node and round
+  uint64_t round = 0;
+  std::string node_id;
+  Digest digest;
+  uint64_t weight = 0;      // of an accepted update
+  uint64_t wire_bytes = 0;  // 0 for a late one: its bytes are not looked at
+  UpdateVerdict verdict;
+};
+struct TaskFailed {  // the node said so
+  uint64_t round = 0;
+  std::string node_id;
+  std::string error;
+};
 struct VersionPublished {  // store it, then call ConfirmPublished
   ModelState state;
   uint64_t round = 0;
@@ -111,8 +124,8 @@ struct RoundAbandoned {
 struct RunCompleted {
   uint64_t final_version = 0;
 };
-using CoordinatorAction =
-    std::variant<RoundStarted, VersionPublished, RoundAbandoned, RunCompleted>;
+using CoordinatorAction = std::variant<RoundStarted, UpdateJudged, TaskFailed, VersionPublished,
+                                       RoundAbandoned, RunCompleted>;
 
 // Not thread-safe: the owner serializes events. Times are Clock::Monotonic values handed in.
 class Coordinator {
@@ -130,11 +143,12 @@ class Coordinator {
   // then AdmitUpdate(plan(), round, version(), bytes) decides.
   std::optional<UpdateVerdict> KnownVerdict(absl::string_view node_id, uint64_t round,
                                             const Digest& digest);
-  // A whole update arrived; `update` is what AdmitUpdate made of it. One node's bad update is its
-  // own verdict and never an error of the round. The same bytes again give the same verdict; other
-  // bytes after a verdict are rejected and change nothing.
-  UpdateVerdict SubmitUpdate(absl::string_view node_id, uint64_t round, const Digest& digest,
-                             absl::StatusOr<AdmittedUpdate> update);
+  // Whether the node is in the cohort of the round that is collecting, and that is `round`.
+  bool InOpenCohort(absl::string_view node_id, uint64_t round) const;
+  // A whole update arrived; `update.admitted` is what AdmitUpdate made of it. One node's bad update
+  // is its own verdict and never an error of the round. The same bytes again give the same verdict;
+  // other bytes after a verdict are rejected and change nothing.
+  UpdateVerdict SubmitUpdate(absl::string_view node_id, uint64_t round, ReceivedUpdate update);
   // The device gave up on its task. Ignored unless its update is pending.
   void ReportFailure(absl::string_view node_id, uint64_t round, absl::string_view error);
   // Time passed: deadlines.

@@ -388,21 +388,32 @@ absl::StatusOr<bool> SqliteStore::IsServed(absl::string_view run, const Digest& 
   return query.Bind(digest).Bind(run).Step();
 }
 
-absl::Status SqliteStore::RecordParticipation(absl::string_view run,
-                                              const ParticipationRecord& record) {
+absl::Status SqliteStore::RecordParticipations(absl::string_view run,
+                                               absl::Span<const ParticipationRecord> records) {
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(CheckUsable());
-  ASSIGN_OR_RETURN(
-      SqliteStatement insert,
-      db_->Prepare("INSERT INTO updates VALUES(?,?,?,?,?,?,?,?,?,?) "
-                   "ON CONFLICT(run_id, round, node_id) DO UPDATE SET outcome=excluded.outcome, "
-                   "digest=excluded.digest, weight=excluded.weight, "
-                   "wire_bytes=excluded.wire_bytes, reason=excluded.reason, "
-                   "metrics=excluded.metrics, when_us=excluded.when_us WHERE outcome IN (3, 4)"));
-  insert.Bind(run).Bind(record.round).Bind(record.node_id);
-  insert.Bind(static_cast<int64_t>(record.outcome)).Bind(record.digest).Bind(record.weight);
-  insert.Bind(record.wire_bytes).Bind(record.reason).BindBlob(record.metrics);
-  return Guard(insert.Bind(absl::ToUnixMicros(record.when)).Run());
+  const auto record_all = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) -> absl::Status {
+    ASSIGN_OR_RETURN(SqliteTransaction transaction, SqliteTransaction::Begin(*db_));
+    {
+      ASSIGN_OR_RETURN(
+          SqliteStatement insert,
+          db_->Prepare("INSERT INTO updates VALUES(?,?,?,?,?,?,?,?,?,?) "
+                       "ON CONFLICT(run_id, round, node_id) DO UPDATE SET "
+                       "outcome=excluded.outcome, digest=excluded.digest, weight=excluded.weight, "
+                       "wire_bytes=excluded.wire_bytes, reason=excluded.reason, "
+                       "metrics=excluded.metrics, when_us=excluded.when_us "
+                       "WHERE outcome IN (3, 4)"));
+      for (const ParticipationRecord& record : records) {
+        insert.Bind(run).Bind(record.round).Bind(record.node_id);
+        insert.Bind(static_cast<int64_t>(record.outcome)).Bind(record.digest).Bind(record.weight);
+        insert.Bind(record.wire_bytes).Bind(record.reason).BindBlob(record.metrics);
+        RETURN_IF_ERROR(insert.Bind(absl::ToUnixMicros(record.when)).Run());
+        insert.Reset();
+      }
+    }
+    return transaction.Commit();
+  };
+  return Guard(record_all());
 }
 
 absl::StatusOr<std::optional<ParticipationRecord>> SqliteStore::FindParticipation(

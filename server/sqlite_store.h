@@ -42,8 +42,8 @@ class SqliteStore : public Store {
   absl::Status RecordHoldout(absl::string_view run, uint64_t version, double loss) override;
   absl::StatusOr<std::string> ReadBlob(const Digest& digest) override;
   absl::StatusOr<bool> IsServed(absl::string_view run, const Digest& digest) override;
-  absl::Status RecordParticipation(absl::string_view run,
-                                   const ParticipationRecord& record) override;
+  absl::Status RecordParticipations(absl::string_view run,
+                                    absl::Span<const ParticipationRecord> records) override;
   absl::StatusOr<std::optional<ParticipationRecord>> FindParticipation(
       absl::string_view run, uint64_t round, absl::string_view node) override;
   absl::Status RecordMetrics(absl::string_view run, uint64_t round, absl::string_view node,

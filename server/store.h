@@ -112,9 +112,10 @@ class Store {
   // Whether `digest` is what devices download as a version of `run` that is still kept.
   virtual absl::StatusOr<bool> IsServed(absl::string_view run, const Digest& digest) = 0;
 
-  // Inserts, or replaces a record of the same (round, node) that has no verdict (kFailed, kLate).
-  virtual absl::Status RecordParticipation(absl::string_view run,
-                                           const ParticipationRecord& record) = 0;
+  // All in one transaction. Inserts, or replaces a record of the same (round, node) that has no
+  // verdict (kFailed, kLate).
+  virtual absl::Status RecordParticipations(absl::string_view run,
+                                            absl::Span<const ParticipationRecord> records) = 0;
   virtual absl::StatusOr<std::optional<ParticipationRecord>> FindParticipation(
       absl::string_view run, uint64_t round, absl::string_view node) = 0;
   // Only fills in what is missing; without effect when the node has no record in the round.

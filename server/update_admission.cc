@@ -50,7 +50,6 @@ absl::StatusOr<AdmittedUpdate> AdmitUpdate(const RunPlan& plan, uint64_t round,
   update.round = round;
   update.base_version = base_version;
   update.weight = std::min(header.num_examples, plan.max_examples_per_node);
-  update.wire_bytes = bytes.size();
   update.values = std::move(decoded.values);
   double sum = 0;
   for (const float value : update.values) {

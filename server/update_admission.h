@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "common/base/digest.h"
 #include "server/run_plan.h"
 
 namespace fedge {
@@ -17,8 +18,7 @@ struct AdmittedUpdate {
   uint64_t base_version = 0;
   uint64_t weight = 1;        // num_examples, at most plan.max_examples_per_node
   std::vector<float> values;  // dense
-  uint64_t wire_bytes = 0;
-  double norm = 0;  // L2 as received; values are scaled down when it was over the bound
+  double norm = 0;            // L2 as received; values are scaled down when it was over the bound
 };
 
 // InvalidArgument: too many bytes, num_examples of 0, broken or non-finite body.
@@ -26,6 +26,13 @@ struct AdmittedUpdate {
 // memory are those of one decoded adapter. Pure: safe to call from any thread.
 absl::StatusOr<AdmittedUpdate> AdmitUpdate(const RunPlan& plan, uint64_t round,
                                            uint64_t base_version, absl::string_view bytes);
+
+// A whole update as it came in, and what became of it.
+struct ReceivedUpdate {
+  Digest digest;  // of the bytes
+  uint64_t wire_bytes = 0;
+  absl::StatusOr<AdmittedUpdate> admitted;
+};
 
 }  // namespace fedge
 

@@ -40,7 +40,10 @@ class Rounds {
     const Digest digest = Sha256Of(bytes);
     if (auto known = coordinator.KnownVerdict(node, round, digest)) return *known;
     return coordinator.SubmitUpdate(
-        node, round, digest, AdmitUpdate(coordinator.plan(), round, coordinator.version(), bytes));
+        node, round,
+        {.digest = digest,
+         .wire_bytes = bytes.size(),
+         .admitted = AdmitUpdate(coordinator.plan(), round, coordinator.version(), bytes)});
   }
   UpdateVerdict Submit(absl::string_view node, UpdateSpec spec) {
     return Submit(node, spec.round, MakeUpdate(coordinator.plan(), spec));
@@ -413,7 +416,11 @@ TEST(CoordinatorTest, AbandonsAnAggregateThatCannotBeServed) {
   ASSERT_TRUE(coordinator.CheckIn("node-00", plan.base_model, kStart).ok());
   const std::vector<float> values(edge.values().size(), 50.0f);
   const std::string bytes = MakeUpdate(plan, {.values = values});
-  EXPECT_EQ(coordinator.SubmitUpdate("node-00", 1, Sha256Of(bytes), AdmitUpdate(plan, 1, 0, bytes))
+  EXPECT_EQ(coordinator
+                .SubmitUpdate("node-00", 1,
+                              {.digest = Sha256Of(bytes),
+                               .wire_bytes = bytes.size(),
+                               .admitted = AdmitUpdate(plan, 1, 0, bytes)})
                 .verdict,
             Verdict::kAccepted);
   const std::vector<CoordinatorAction> actions = coordinator.TakeActions();
@@ -550,6 +557,8 @@ class Storm {
         last_round_ = started->round;
         ASSERT_EQ(started->base_version, published_);
         ASSERT_LE(started->cohort.size(), 5u);
+      } else if (const auto* const judged = std::get_if<UpdateJudged>(&action)) {
+        ASSERT_TRUE(judged_.emplace(judged->round, judged->node_id).second);
       } else if (const auto* const version = std::get_if<VersionPublished>(&action)) {
         ASSERT_EQ(version->state.version, ++published_);
         ASSERT_EQ(version->round, last_round_);
@@ -573,6 +582,7 @@ class Storm {
   Rounds rounds_;
   absl::Duration now_ = kStart;
   std::map<std::pair<uint64_t, std::string>, Digest> accepted_;
+  std::set<std::pair<uint64_t, std::string>> judged_;
   uint64_t last_round_ = 0;
   uint64_t published_ = 0;
   uint64_t abandoned_ = 0;

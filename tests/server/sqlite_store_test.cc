@@ -151,17 +151,17 @@ TEST(SqliteStoreTest, KeepsOneVerdictANodeAndRound) {
                              .reason = "out of memory",
                              .metrics = "",
                              .when = At(3)};
-  ASSERT_TRUE(store->RecordParticipation(kRun, record).ok());
+  ASSERT_TRUE(store->RecordParticipations(kRun, {record}).ok());
   record.outcome = Outcome::kAccepted;
   record.digest = Sha256Of("update");
   record.weight = 12;
   record.wire_bytes = 345;
   record.reason = "";
-  ASSERT_TRUE(store->RecordParticipation(kRun, record).ok());
+  ASSERT_TRUE(store->RecordParticipations(kRun, {record}).ok());
   ParticipationRecord other = record;
   other.outcome = Outcome::kRejected;
   other.digest = Sha256Of("another");
-  ASSERT_TRUE(store->RecordParticipation(kRun, other).ok());
+  ASSERT_TRUE(store->RecordParticipations(kRun, {other}).ok());
   ASSERT_TRUE(store->RecordMetrics(kRun, 1, "node-01", "figures").ok());
   ASSERT_TRUE(store->RecordMetrics(kRun, 1, "node-01", "others").ok());
   ASSERT_TRUE(store->RecordMetrics(kRun, 1, "nobody", "figures").ok());
@@ -174,7 +174,8 @@ TEST(SqliteStoreTest, KeepsOneVerdictANodeAndRound) {
   EXPECT_EQ(found->metrics, "figures");
   EXPECT_FALSE((*store->FindParticipation(kRun, 1, "nobody")).has_value());
   record.round = 9;  // was never started
-  EXPECT_EQ(store->RecordParticipation(kRun, record).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(store->RecordParticipations(kRun, {record}).code(),
+            absl::StatusCode::kFailedPrecondition);
 }
 
 TEST(SqliteStoreTest, RemembersNodes) {

@@ -1,0 +1,153 @@
+// The service without a transport: coordinator, store and upload buffer put together. gRPC
+// (server/federation_service.cc), the simulator and the tests call the same methods.
+//
+// Locks: `mutex_` guards the coordinator and small tables and is never held during I/O;
+// `actions_mutex_` is held while the coordinator's actions are stored and announced, one batch
+// after the other. A method that caused an action returns only after it was stored: what a device
+// is told is durable.
+#ifndef FEDGE_SERVER_FEDERATION_CORE_H_
+#define FEDGE_SERVER_FEDERATION_CORE_H_
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "common/base/clock.h"
+#include "fedge/v1/federation.pb.h"
+#include "server/coordinator.h"
+#include "server/server_events.h"
+#include "server/store.h"
+#include "server/upload_buffer.h"
+
+namespace fedge {
+
+struct FederationCoreOptions {
+  Clock* clock = nullptr;             // must outlive the core, as all pointers here
+  std::vector<ServerEvents*> events;  // called in this order
+  std::string config;                 // for the record: serialized v1::ServerConfig
+  absl::Duration tick_interval = absl::Milliseconds(200);  // zero: the owner calls Tick
+};
+
+// Thread-safe. Methods block on the disk (not on the network), for milliseconds as a rule.
+class FederationCore {
+ public:
+  // Continues the run in `store` after its last published version, or starts it with `initial` as
+  // version 0. Codes of Store::OpenRun and ReadBlob; DataLoss when a stored version does not fit
+  // the plan's adapter.
+  static absl::StatusOr<std::unique_ptr<FederationCore>> Create(
+      RunPlan plan, const LoraAdapter& initial, std::unique_ptr<Store> store,
+      std::unique_ptr<UploadBuffer> uploads, FederationCoreOptions options);
+  ~FederationCore();
+
+  // The methods of fedge.v1.FederationService; codes as in proto/PROTOCOL.md.
+  absl::StatusOr<v1::CheckInResponse> CheckIn(const v1::CheckInRequest& request);
+  // The whole content `request` asks for; its offset is within it.
+  absl::StatusOr<std::shared_ptr<const std::string>> OpenDownload(
+      const v1::DownloadRequest& request);
+  absl::StatusOr<v1::QueryUploadResponse> QueryUpload(const v1::QueryUploadRequest& request);
+  absl::Status Report(const v1::ReportRequest& request);
+
+  // One Upload stream: feed it the messages in order. Not thread-safe in itself.
+  class Upload {
+   public:
+    // A receipt ends the stream; nothing: go on reading.
+    absl::StatusOr<std::optional<v1::UploadReceipt>> OnMessage(const v1::UploadRequest& request);
+    // The device half-closed before a receipt.
+    absl::StatusOr<v1::UploadReceipt> OnEnd();
+
+   private:
+    friend class FederationCore;
+    explicit Upload(FederationCore& core) : core_(core) {}
+    FederationCore& core_;
+    std::optional<UploadKey> key_;
+  };
+  Upload StartUpload() { return Upload(*this); }
+
+  // Deadlines, stale uploads, the node table. Called by an own thread every tick_interval.
+  void Tick();
+  // Stores what Tick would have stored later. Called by the destructor.
+  void Flush();
+  // Of a version's held-out data; stored and announced.
+  void RecordHoldout(uint64_t version, double loss, int64_t tokens);
+
+  const RunPlan& plan() const { return plan_; }
+  uint64_t version();
+  uint64_t round();
+  bool finished();
+  LoraAdapter adapter();  // the fp32 master, a copy
+  absl::Status health();  // OK, or why the store failed
+  size_t known_nodes();
+
+ private:
+  FederationCore(RunPlan plan, std::unique_ptr<Store> store, std::unique_ptr<UploadBuffer> uploads,
+                 FederationCoreOptions options);
+
+  absl::StatusOr<ModelState> LoadOrCreateVersion(const LoraAdapter& initial);
+  absl::StatusOr<ModelState> LoadVersion(const VersionRecord& record);
+  // Encodes and stores the version, and makes it the one that is served.
+  absl::StatusOr<VersionRecord> StoreVersion(const ModelState& state, VersionRecord record,
+                                             uint64_t total_weight);
+  void Serve(const VersionRecord& record, std::string encoded);
+
+  absl::Status CheckServing();
+  absl::Status CheckRun(absl::string_view run_id) const;
+  absl::StatusOr<UploadKey> ParseUploadId(const v1::UploadId& id) const;
+  // The receipt for an upload whose verdict is known without its bytes.
+  absl::StatusOr<std::optional<v1::UploadReceipt>> KnownReceipt(const UploadKey& key);
+  absl::StatusOr<v1::UploadReceipt> Submit(const UploadKey& key, const std::string& bytes);
+  void NoteMetrics(absl::string_view node, uint64_t round, v1::TaskMetrics metrics);
+
+  // Stores and announces what the coordinator decided, in order. Unavailable once the store failed.
+  absl::Status ProcessActions();
+  absl::Status HandleAll(std::vector<CoordinatorAction>& actions)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(actions_mutex_);
+  absl::Status Handle(CoordinatorAction& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(actions_mutex_);
+  absl::Status HandlePublished(VersionPublished& published)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(actions_mutex_);
+  // UpdateJudged and TaskFailed, in one transaction.
+  absl::Status HandleOutcomes(absl::Span<const CoordinatorAction> outcomes)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(actions_mutex_);
+  absl::Status Fail(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(actions_mutex_);
+  void TickLoop();
+
+  const RunPlan plan_;
+  const std::unique_ptr<Store> store_;
+  const std::unique_ptr<UploadBuffer> uploads_;
+  const FederationCoreOptions options_;
+  Clock& clock_;
+  v1::Assignment assignment_;  // what all assignments share
+
+  // What devices download; the newest few in memory.
+  struct Served {
+    uint64_t version = 0;
+    Digest digest;
+    std::shared_ptr<const std::string> bytes;
+  };
+
+  absl::Mutex actions_mutex_ ABSL_ACQUIRED_BEFORE(mutex_);
+  absl::Mutex mutex_;
+  std::unique_ptr<Coordinator> coordinator_ ABSL_GUARDED_BY(mutex_);
+  std::vector<Served> served_ ABSL_GUARDED_BY(mutex_);                      // oldest first
+  std::map<std::string, v1::TaskMetrics> metrics_ ABSL_GUARDED_BY(mutex_);  // of metrics_round_
+  uint64_t metrics_round_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::map<std::string, NodeRecord> seen_ ABSL_GUARDED_BY(mutex_);  // not stored yet
+  absl::Duration flushed_ ABSL_GUARDED_BY(mutex_);
+  absl::Status failed_ ABSL_GUARDED_BY(mutex_);
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::thread ticker_;
+};
+
+}  // namespace fedge
+
+#endif  // FEDGE_SERVER_FEDERATION_CORE_H_

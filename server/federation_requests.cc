@@ -1,0 +1,279 @@
+// FederationCore: what devices ask.
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+#include "server/federation_core.h"
+#include "server/round_metrics.h"
+
+namespace fedge {
+namespace {
+
+constexpr size_t kMaxDeviceReportBytes = 4096;
+constexpr size_t kMaxErrorBytes = 256;
+
+// What a device wrote goes into logs: one bounded line.
+std::string OneLine(absl::string_view text) {
+  std::string line(text.substr(0, kMaxErrorBytes));
+  for (char& c : line) {
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = ' ';
+  }
+  return line;
+}
+
+v1::UploadReceipt MakeReceipt(const UpdateVerdict& verdict, uint64_t committed) {
+  v1::UploadReceipt receipt;
+  switch (verdict.verdict) {
+    case Verdict::kAccepted:
+      receipt.set_verdict(v1::UploadReceipt::ACCEPTED);
+      break;
+    case Verdict::kRejected:
+      receipt.set_verdict(v1::UploadReceipt::REJECTED);
+      break;
+    case Verdict::kLate:
+      receipt.set_verdict(v1::UploadReceipt::LATE);
+      break;
+  }
+  receipt.set_reason(verdict.reason);
+  receipt.set_committed_bytes(committed);
+  return receipt;
+}
+
+// What was stored about an update that the coordinator no longer remembers.
+UpdateVerdict StoredVerdict(const UploadKey& key, const ParticipationRecord& record) {
+  if (record.outcome == Outcome::kLate || record.outcome == Outcome::kFailed) {
+    return {Verdict::kLate, absl::StrCat("round ", key.round, " is over")};
+  }
+  if (record.digest != key.sha256) {
+    return {Verdict::kRejected, absl::StrCat("another update of this node for round ", key.round,
+                                             " was judged already")};
+  }
+  if (record.outcome == Outcome::kAccepted) return {Verdict::kAccepted, ""};
+  return {Verdict::kRejected, record.reason};
+}
+
+}  // namespace
+
+absl::Status FederationCore::CheckServing() {
+  absl::MutexLock lock(&mutex_);
+  return failed_;
+}
+
+absl::Status FederationCore::CheckRun(absl::string_view run_id) const {
+  if (run_id == plan_.run_id) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("run '", OneLine(run_id), "' is not served here, '", plan_.run_id, "' is"));
+}
+
+absl::StatusOr<v1::CheckInResponse> FederationCore::CheckIn(const v1::CheckInRequest& request) {
+  RETURN_IF_ERROR(CheckServing());
+  const absl::StatusOr<Digest> base = DigestFromRaw(request.base_model_sha256());
+  if (!base.ok()) return Annotate(base.status(), "base_model_sha256");
+  if (request.device().ByteSizeLong() > kMaxDeviceReportBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("device: ", request.device().ByteSizeLong(),
+                                                   " bytes, allowed are ", kMaxDeviceReportBytes));
+  }
+  v1::CheckInResponse response;
+  v1::ContentRef adapter;
+  CheckInDecision decision;
+  {
+    absl::MutexLock lock(&mutex_);
+    ASSIGN_OR_RETURN(decision, coordinator_->CheckIn(request.node_id(), *base, clock_.Monotonic()));
+    seen_[request.node_id()] = {request.node_id(), clock_.Now(),
+                                request.device().SerializeAsString()};
+    const Served& served = served_.back();
+    adapter.set_sha256(served.digest.Raw());
+    adapter.set_size_bytes(served.bytes->size());
+    const auto* const task = std::get_if<TaskAssignment>(&decision);
+    FEDGE_CHECK(task == nullptr || task->adapter_version == served.version);
+  }
+  RETURN_IF_ERROR(ProcessActions());
+  if (const auto* const task = std::get_if<TaskAssignment>(&decision)) {
+    v1::Assignment& assignment = *response.mutable_assignment();
+    assignment = assignment_;
+    assignment.set_round(task->round);
+    assignment.set_adapter_version(task->adapter_version);
+    *assignment.mutable_adapter() = adapter;
+    assignment.set_deadline_ms(static_cast<uint64_t>(absl::ToInt64Milliseconds(task->deadline)));
+    assignment.set_seed(task->seed);
+  } else if (const auto* const later = std::get_if<RetryLater>(&decision)) {
+    v1::RetryWindow& retry = *response.mutable_retry();
+    retry.set_min_delay_ms(static_cast<uint64_t>(absl::ToInt64Milliseconds(later->min_delay)));
+    retry.set_max_delay_ms(static_cast<uint64_t>(absl::ToInt64Milliseconds(later->max_delay)));
+    retry.set_reason(later->reason);
+  } else {
+    v1::RunFinished& finished = *response.mutable_finished();
+    finished.set_final_version(std::get<RunEnded>(decision).final_version);
+    *finished.mutable_adapter() = adapter;
+    *finished.mutable_lora() = assignment_.lora();
+  }
+  return response;
+}
+
+absl::StatusOr<std::shared_ptr<const std::string>> FederationCore::OpenDownload(
+    const v1::DownloadRequest& request) {
+  RETURN_IF_ERROR(CheckNodeId(request.node_id()));
+  const absl::StatusOr<Digest> digest = DigestFromRaw(request.sha256());
+  if (!digest.ok()) return Annotate(digest.status(), "sha256");
+  std::shared_ptr<const std::string> bytes;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (const Served& served : served_) {
+      if (served.digest == *digest) bytes = served.bytes;
+    }
+  }
+  if (bytes == nullptr) {
+    ASSIGN_OR_RETURN(const bool is_served, store_->IsServed(plan_.run_id, *digest));
+    if (!is_served) {
+      return absl::NotFoundError(absl::StrCat(
+          "content ", digest->Hex(), " is not a version this server keeps; check in again"));
+    }
+    ASSIGN_OR_RETURN(std::string stored, store_->ReadBlob(*digest));
+    bytes = std::make_shared<const std::string>(std::move(stored));
+  }
+  if (request.offset() > bytes->size()) {
+    return absl::OutOfRangeError(absl::StrCat("offset ", request.offset(), " is beyond the ",
+                                              bytes->size(), " bytes of ", digest->Hex()));
+  }
+  return bytes;
+}
+
+absl::StatusOr<UploadKey> FederationCore::ParseUploadId(const v1::UploadId& id) const {
+  RETURN_IF_ERROR(CheckRun(id.run_id()));
+  RETURN_IF_ERROR(CheckNodeId(id.node_id()));
+  const absl::StatusOr<Digest> digest = DigestFromRaw(id.sha256());
+  if (!digest.ok()) return Annotate(digest.status(), "upload id");
+  if (id.size_bytes() == 0 || id.size_bytes() > plan_.max_update_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat("upload: announces ", id.size_bytes(),
+                                                   " bytes, allowed are 1 to ",
+                                                   plan_.max_update_bytes));
+  }
+  return UploadKey{.run_id = id.run_id(),
+                   .round = id.round(),
+                   .node_id = id.node_id(),
+                   .sha256 = *digest,
+                   .size_bytes = id.size_bytes()};
+}
+
+absl::StatusOr<std::optional<v1::UploadReceipt>> FederationCore::KnownReceipt(
+    const UploadKey& key) {
+  std::optional<UpdateVerdict> known;
+  {
+    absl::MutexLock lock(&mutex_);
+    known = coordinator_->KnownVerdict(key.node_id, key.round, key.sha256);
+  }
+  // Also makes a verdict durable that another stream of the same node has just brought about.
+  RETURN_IF_ERROR(ProcessActions());
+  if (!known) return std::optional<v1::UploadReceipt>();
+  if (known->verdict == Verdict::kLate) {
+    ASSIGN_OR_RETURN(const std::optional<ParticipationRecord> record,
+                     store_->FindParticipation(plan_.run_id, key.round, key.node_id));
+    if (record) known = StoredVerdict(key, *record);
+  }
+  uploads_->Remove(key);
+  return std::optional<v1::UploadReceipt>(
+      MakeReceipt(*known, known->verdict == Verdict::kAccepted ? key.size_bytes : 0));
+}
+
+absl::StatusOr<v1::QueryUploadResponse> FederationCore::QueryUpload(
+    const v1::QueryUploadRequest& request) {
+  RETURN_IF_ERROR(CheckServing());
+  ASSIGN_OR_RETURN(const UploadKey key, ParseUploadId(request.id()));
+  ASSIGN_OR_RETURN(std::optional<v1::UploadReceipt> receipt, KnownReceipt(key));
+  v1::QueryUploadResponse response;
+  if (receipt) {
+    response.set_committed_bytes(receipt->committed_bytes());
+    *response.mutable_receipt() = *std::move(receipt);
+  } else {
+    response.set_committed_bytes(uploads_->CommittedBytes(key));
+  }
+  return response;
+}
+
+void FederationCore::NoteMetrics(absl::string_view node, uint64_t round, v1::TaskMetrics metrics) {
+  if (!IsPlausible(metrics)) return;
+  metrics.DiscardUnknownFields();
+  absl::MutexLock lock(&mutex_);
+  if (!coordinator_->InOpenCohort(node, round)) return;
+  if (metrics_round_ != round) {
+    metrics_.clear();
+    metrics_round_ = round;
+  }
+  metrics_.emplace(std::string(node), std::move(metrics));
+}
+
+absl::Status FederationCore::Report(const v1::ReportRequest& request) {
+  RETURN_IF_ERROR(CheckServing());
+  RETURN_IF_ERROR(CheckRun(request.run_id()));
+  RETURN_IF_ERROR(CheckNodeId(request.node_id()));
+  if (!request.completed()) {
+    {
+      absl::MutexLock lock(&mutex_);
+      coordinator_->ReportFailure(request.node_id(), request.round(), OneLine(request.error()));
+    }
+    return ProcessActions();
+  }
+  if (!request.has_metrics() || !IsPlausible(request.metrics())) return absl::OkStatus();
+  NoteMetrics(request.node_id(), request.round(), request.metrics());
+  v1::TaskMetrics known_fields = request.metrics();
+  known_fields.DiscardUnknownFields();
+  absl::MutexLock storing(&actions_mutex_);
+  const absl::Status status = store_->RecordMetrics(
+      plan_.run_id, request.round(), request.node_id(), known_fields.SerializeAsString());
+  return status.ok() ? status : Fail(status);
+}
+
+absl::StatusOr<v1::UploadReceipt> FederationCore::Submit(const UploadKey& key,
+                                                         const std::string& bytes) {
+  uint64_t base_version = 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    base_version = coordinator_->version();
+  }
+  // Decoding and checking need no lock: should the round end meanwhile, SubmitUpdate says so.
+  ReceivedUpdate update{.digest = key.sha256,
+                        .wire_bytes = bytes.size(),
+                        .admitted = AdmitUpdate(plan_, key.round, base_version, bytes)};
+  UpdateVerdict verdict;
+  {
+    absl::MutexLock lock(&mutex_);
+    verdict = coordinator_->SubmitUpdate(key.node_id, key.round, std::move(update));
+  }
+  RETURN_IF_ERROR(ProcessActions());
+  return MakeReceipt(verdict, key.size_bytes);
+}
+
+absl::StatusOr<std::optional<v1::UploadReceipt>> FederationCore::Upload::OnMessage(
+    const v1::UploadRequest& request) {
+  std::optional<std::string> whole;
+  if (!key_) {
+    RETURN_IF_ERROR(core_.CheckServing());
+    if (!request.has_id()) {
+      return absl::InvalidArgumentError("upload: the first message has no id");
+    }
+    ASSIGN_OR_RETURN(key_, core_.ParseUploadId(request.id()));
+    ASSIGN_OR_RETURN(std::optional<v1::UploadReceipt> receipt, core_.KnownReceipt(*key_));
+    if (receipt) return receipt;
+    if (request.has_metrics()) core_.NoteMetrics(key_->node_id, key_->round, request.metrics());
+    ASSIGN_OR_RETURN(whole, core_.uploads_->TakeIfWhole(*key_));
+  } else if (request.has_id()) {
+    return absl::InvalidArgumentError("upload: only the first message has an id");
+  }
+  if (!whole && request.has_chunk()) {
+    const v1::Chunk& chunk = request.chunk();
+    ASSIGN_OR_RETURN(whole,
+                     core_.uploads_->Append(*key_, chunk.offset(), chunk.data(), chunk.crc32c()));
+  }
+  if (!whole) return std::optional<v1::UploadReceipt>();
+  ASSIGN_OR_RETURN(v1::UploadReceipt receipt, core_.Submit(*key_, *whole));
+  return std::optional<v1::UploadReceipt>(std::move(receipt));
+}
+
+absl::StatusOr<v1::UploadReceipt> FederationCore::Upload::OnEnd() {
+  if (!key_) return absl::InvalidArgumentError("upload: the stream ended before its first message");
+  v1::UploadReceipt receipt;
+  receipt.set_committed_bytes(core_.uploads_->CommittedBytes(*key_));
+  return receipt;
+}
+
+}  // namespace fedge

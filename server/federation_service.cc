@@ -1,0 +1,165 @@
+#include "server/federation_service.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "common/base/digest.h"
+#include "common/base/status.h"
+#include "fedge/v1/federation.grpc.pb.h"
+#include "server/federation_core.h"
+#include "server/work_queue.h"
+
+namespace fedge {
+namespace {
+
+constexpr size_t kDownloadChunkBytes = size_t{512} << 10;
+
+grpc::Status ToGrpc(const absl::Status& status) {
+  // absl's codes have the numbers of gRPC's.
+  return grpc::Status(static_cast<grpc::StatusCode>(status.raw_code()),
+                      std::string(status.message()));
+}
+
+grpc::Status Overloaded() {
+  return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED,
+                      "the server has too many requests waiting; come back later");
+}
+
+// Streams a blob that is in memory: a write copies one chunk, so it needs no worker. Only finding
+// the blob may read the disk.
+class DownloadReactor : public grpc::ServerWriteReactor<v1::Chunk> {
+ public:
+  DownloadReactor(FederationCore& core, WorkQueue& queue, const v1::DownloadRequest* request)
+      : offset_(request->offset()) {
+    const auto open = [this, &core, request = *request] {
+      absl::StatusOr<std::shared_ptr<const std::string>> bytes = core.OpenDownload(request);
+      if (!bytes.ok()) return Finish(ToGrpc(bytes.status()));
+      bytes_ = *std::move(bytes);
+      WriteNext();
+    };
+    if (!queue.Schedule(open)) Finish(Overloaded());
+  }
+
+  void OnWriteDone(bool ok) override {
+    if (!ok) return Finish(grpc::Status(grpc::StatusCode::UNAVAILABLE, "connection lost"));
+    WriteNext();
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  void WriteNext() {
+    if (offset_ >= bytes_->size()) return Finish(grpc::Status::OK);
+    const size_t size = std::min(kDownloadChunkBytes, bytes_->size() - offset_);
+    chunk_.set_offset(offset_);
+    chunk_.set_data(bytes_->data() + offset_, size);
+    chunk_.set_crc32c(Crc32c(chunk_.data()));
+    offset_ += size;
+    StartWrite(&chunk_);
+  }
+
+  size_t offset_;
+  std::shared_ptr<const std::string> bytes_;
+  v1::Chunk chunk_;
+};
+
+// One message at a time: read, handle on a worker, read on. A slow disk so slows the sender down.
+class UploadReactor : public grpc::ServerReadReactor<v1::UploadRequest> {
+ public:
+  UploadReactor(FederationCore& core, WorkQueue& queue, v1::UploadReceipt* receipt)
+      : upload_(core.StartUpload()), queue_(queue), receipt_(receipt) {
+    StartRead(&request_);
+  }
+
+  void OnReadDone(bool ok) override {
+    const bool scheduled = ok ? queue_.Schedule([this] { HandleMessage(); })
+                              : queue_.Schedule([this] { HandleEnd(); });
+    if (!scheduled) Finish(Overloaded());
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  void HandleMessage() {
+    absl::StatusOr<std::optional<v1::UploadReceipt>> receipt = upload_.OnMessage(request_);
+    if (!receipt.ok()) return Finish(ToGrpc(receipt.status()));
+    if (!receipt->has_value()) return StartRead(&request_);
+    *receipt_ = **std::move(receipt);
+    Finish(grpc::Status::OK);
+  }
+  void HandleEnd() {
+    absl::StatusOr<v1::UploadReceipt> receipt = upload_.OnEnd();
+    if (!receipt.ok()) return Finish(ToGrpc(receipt.status()));
+    *receipt_ = *std::move(receipt);
+    Finish(grpc::Status::OK);
+  }
+
+  FederationCore::Upload upload_;
+  WorkQueue& queue_;
+  v1::UploadReceipt* receipt_;
+  v1::UploadRequest request_;
+};
+
+class FederationService final : public v1::FederationService::CallbackService {
+ public:
+  FederationService(FederationCore& core, WorkQueue& queue) : core_(core), queue_(queue) {}
+
+  grpc::ServerUnaryReactor* CheckIn(grpc::CallbackServerContext* context,
+                                    const v1::CheckInRequest* request,
+                                    v1::CheckInResponse* response) override {
+    return Run(context,
+               [this, request, response] { return Assign(core_.CheckIn(*request), response); });
+  }
+
+  grpc::ServerUnaryReactor* QueryUpload(grpc::CallbackServerContext* context,
+                                        const v1::QueryUploadRequest* request,
+                                        v1::QueryUploadResponse* response) override {
+    return Run(context,
+               [this, request, response] { return Assign(core_.QueryUpload(*request), response); });
+  }
+
+  grpc::ServerUnaryReactor* Report(grpc::CallbackServerContext* context,
+                                   const v1::ReportRequest* request, v1::ReportResponse*) override {
+    return Run(context, [this, request] { return core_.Report(*request); });
+  }
+
+  grpc::ServerWriteReactor<v1::Chunk>* Download(grpc::CallbackServerContext*,
+                                                const v1::DownloadRequest* request) override {
+    return new DownloadReactor(core_, queue_, request);
+  }
+
+  grpc::ServerReadReactor<v1::UploadRequest>* Upload(grpc::CallbackServerContext*,
+                                                     v1::UploadReceipt* receipt) override {
+    return new UploadReactor(core_, queue_, receipt);
+  }
+
+ private:
+  template <typename T>
+  static absl::Status Assign(absl::StatusOr<T> result, T* response) {
+    if (result.ok()) *response = *std::move(result);
+    return result.status();
+  }
+
+  // Request and response live until the reactor finishes.
+  template <typename Function>
+  grpc::ServerUnaryReactor* Run(grpc::CallbackServerContext* context, Function function) {
+    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+    const bool scheduled = queue_.Schedule(
+        [reactor, function = std::move(function)] { reactor->Finish(ToGrpc(function())); });
+    if (!scheduled) reactor->Finish(Overloaded());
+    return reactor;
+  }
+
+  FederationCore& core_;
+  WorkQueue& queue_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakeFederationService(FederationCore& core, WorkQueue& queue) {
+  return std::make_unique<FederationService>(core, queue);
+}
+
+}  // namespace fedge
