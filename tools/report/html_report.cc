@@ -188,7 +188,7 @@ Plot NodeScatter(const RunReport& report) {
   PlotSeries joined{.name = "took part", .style = SeriesStyle::kDots, .color = 0, .points = {}};
   PlotSeries only_received{
       .name = "never drawn: only received", .style = SeriesStyle::kDots, .color = 1, .points = {}};
-  for (const NodeRecord& node : report.nodes) {
+  for (const NodeResult& node : report.nodes) {
     if (node.validation_tokens == 0) continue;
     const std::string title =
         absl::StrFormat("%s: %.3f -> %.3f, %d rounds, %d records", node.node, node.loss_before,
@@ -210,8 +210,8 @@ Plot NodeSpread(const RunReport& report) {
   plot.y.label = "change of loss (nats/token)";
   plot.zero_line = true;
   plot.height = 380;
-  std::vector<std::pair<double, const NodeRecord*>> changes;
-  for (const NodeRecord& node : report.nodes) {
+  std::vector<std::pair<double, const NodeResult*>> changes;
+  for (const NodeResult& node : report.nodes) {
     if (node.validation_tokens > 0) changes.push_back({node.loss_after - node.loss_before, &node});
   }
   std::stable_sort(changes.begin(), changes.end(),

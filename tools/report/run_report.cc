@@ -61,7 +61,7 @@ Json SpreadJson(const Spread& spread) {
   return json;
 }
 
-Json NodeJson(const NodeRecord& node) {
+Json NodeJson(const NodeResult& node) {
   Json json;
   json["node"] = node.node;
   json["train_records"] = node.train_records;
@@ -104,7 +104,7 @@ Traffic TrafficOf(const RunReport& report) {
 Spread SpreadOf(const RunReport& report) {
   Spread spread;
   std::vector<double> change, before, after;
-  for (const NodeRecord& node : report.nodes) {
+  for (const NodeResult& node : report.nodes) {
     if (node.validation_tokens == 0) continue;
     change.push_back(node.loss_after - node.loss_before);
     before.push_back(node.loss_before);
@@ -158,7 +158,7 @@ std::string ReportJson(const RunReport& report, int indent) {
     centralized.push_back(std::move(entry));
   }
   Json& nodes = json["nodes"] = Json::array();
-  for (const NodeRecord& node : report.nodes) nodes.push_back(NodeJson(node));
+  for (const NodeResult& node : report.nodes) nodes.push_back(NodeJson(node));
   return json.dump(indent, ' ', false, Json::error_handler_t::replace);
 }
 

@@ -39,7 +39,7 @@ struct CentralizedPoint {
   QualityPoint quality;
 };
 
-struct NodeRecord {
+struct NodeResult {
   std::string node;
   uint64_t train_records = 0;
   uint64_t validation_tokens = 0;
@@ -55,7 +55,7 @@ struct RunReport {
   QualityPoint after;
   std::vector<RoundRecord> rounds;
   std::vector<CentralizedPoint> centralized;  // empty: not run
-  std::vector<NodeRecord> nodes;
+  std::vector<NodeResult> nodes;
   int64_t label_count = 0;      // of the labelled task; 0: none
   int64_t label_questions = 0;  // asked each time
   double label_majority = 0;    // accuracy of always saying the most frequent label

@@ -3,37 +3,58 @@
 #ifndef FEDGE_TOOLS_SIMULATE_SIMULATED_SERVER_H_
 #define FEDGE_TOOLS_SIMULATE_SIMULATED_SERVER_H_
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
+#include <variant>
+#include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "client/federation_link.h"
+#include "common/adapter/lora_adapter.h"
 #include "common/base/clock.h"
 #include "common/base/env.h"
-#include "common/model/base_model.h"
-#include "fedge/v1/config.pb.h"
 #include "server/coordinator.h"
+#include "server/run_plan.h"
 
 namespace fedge {
 
+// A new global adapter.
+struct AdapterPublished {
+  uint64_t round = 0;
+  uint64_t version = 0;
+  RoundCounts counts;
+  LoraAdapter adapter;  // fp32
+};
+
+struct ServerFailed {
+  absl::Status status;
+};
+
+using SimulationEvent =
+    std::variant<RoundStarted, AdapterPublished, RoundAbandoned, RunCompleted, ServerFailed>;
+
 class SimulatedServer {
  public:
-  // State goes to config.state_dir. `clock` and `env` must outlive this object.
-  static absl::StatusOr<std::unique_ptr<SimulatedServer>> Start(
-      const v1::ServerConfig& config, std::shared_ptr<const BaseModel> base, Clock* clock,
-      Env* env);
+  // A new run in `state_dir`, which must hold none. `clock` and `env` must outlive this object.
+  static absl::StatusOr<std::unique_ptr<SimulatedServer>> Start(const RunPlan& plan,
+                                                                const std::string& state_dir,
+                                                                Clock* clock, Env* env);
   ~SimulatedServer();
 
   // A link over the server's in-process channel. Must not outlive this object.
-  std::unique_ptr<FederationLink> MakeLink(const std::string& node_id);
+  std::unique_ptr<FederationLink> MakeLink();
 
   // The next event, waited for at most `timeout` of real time; nothing when none came.
-  std::optional<CoordinatorAction> NextEvent(absl::Duration timeout);
+  std::optional<SimulationEvent> NextEvent(absl::Duration timeout);
 
-  struct Parts;
+  // The clock was moved: deadlines are looked at.
+  void Tick();
 
  private:
+  struct Parts;
   explicit SimulatedServer(std::unique_ptr<Parts> parts);
   std::unique_ptr<Parts> parts_;
 };

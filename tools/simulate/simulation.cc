@@ -45,7 +45,7 @@ class Simulation {
   absl::StatusOr<bool> RunRound(const RoundStarted& started);
   void SumUp(const std::vector<NodeOutcome>& outcomes, RoundRecord* record);
   absl::Status FinishRound(RoundRecord record);
-  absl::StatusOr<CoordinatorAction> NextEvent();
+  absl::StatusOr<SimulationEvent> NextEvent();
   absl::Status RunCentralized();
   absl::Status Conclude();
   void FillSettings();
@@ -60,7 +60,6 @@ class Simulation {
   std::unique_ptr<LiveView> view_;
   std::unique_ptr<WorkerPool> pool_;
   NodeData data_;
-  v1::ServerConfig config_;
   RunPlan plan_;
   HeldOutOptions held_out_options_;
   std::optional<HeldOut> held_out_;
@@ -95,10 +94,6 @@ absl::StatusOr<RunReport> Simulation::Run() {
 absl::Status Simulation::Prepare() {
   if (options_.workers < 1) return absl::InvalidArgumentError("--parallel: at least 1 is needed");
   ASSIGN_OR_RETURN(files_, OutputFiles::Open(options_.out_dir, environment_.env));
-  config_.set_base_model(options_.model);
-  config_.set_state_dir(JoinPath(files_->scratch_dir(), "server"));
-  config_.set_retry_seconds(1);
-  *config_.mutable_run() = options_.run;
   const int64_t rounds = options_.run.has_rounds() ? options_.run.rounds() : RunPlan().rounds;
   view_ = std::make_unique<LiveView>(environment_.progress, environment_.wall, rounds,
                                      options_.centralized);
@@ -119,7 +114,10 @@ absl::Status Simulation::LoadData() {
   ASSIGN_OR_RETURN(data_, LoadNodeData(data_options, format, *environment_.env));
 
   const auto nodes = static_cast<uint32_t>(data_.nodes.size());
-  v1::RunConfig& run = *config_.mutable_run();
+  v1::ServerConfig config;
+  config.set_retry_seconds(1);
+  v1::RunConfig& run = *config.mutable_run();
+  run = options_.run;
   const auto usual = static_cast<uint32_t>(RunPlan().nodes_per_round);
   run.set_nodes_per_round(
       std::min(nodes, run.has_nodes_per_round() ? run.nodes_per_round() : usual));
@@ -130,7 +128,7 @@ absl::Status Simulation::LoadData() {
   targets.rank = lora.rank;
   targets.alpha = lora.alpha;
   ASSIGN_OR_RETURN(LoraSpec spec, base.MakeLoraSpec(targets));
-  ASSIGN_OR_RETURN(plan_, MakeRunPlan(config_, std::move(spec), base.sha256()));
+  ASSIGN_OR_RETURN(plan_, MakeRunPlan(config, std::move(spec), base.sha256()));
   if (plan_.length > base.config().context_length) {
     return absl::InvalidArgumentError(absl::StrCat("run.training.length: ", plan_.length,
                                                    " is above the base model's context of ",
@@ -168,7 +166,7 @@ absl::Status Simulation::MeasureStart() {
   report_.after = report_.before;
   const std::vector<LossSum> losses = held_out_->MeasureNodes(nullptr, *pool_);
   for (size_t i = 0; i < losses.size(); ++i) {
-    NodeRecord node;
+    NodeResult node;
     node.node = data_.nodes[i].node;
     for (const Record& record : data_.nodes[i].records) {
       if (!IsValidation(record, held_out_options_.split_seed,
@@ -184,8 +182,8 @@ absl::Status Simulation::MeasureStart() {
 }
 
 absl::Status Simulation::StartServer() {
-  ASSIGN_OR_RETURN(
-      server_, SimulatedServer::Start(config_, pool_->shared_base(), &clock_, environment_.env));
+  ASSIGN_OR_RETURN(server_, SimulatedServer::Start(plan_, JoinPath(files_->scratch_dir(), "server"),
+                                                   &clock_, environment_.env));
   FleetOptions fleet;
   fleet.clock = &clock_;
   fleet.seed = plan_.seed;
@@ -195,7 +193,7 @@ absl::Status Simulation::StartServer() {
   fleet.keep_examples = data_.text_bytes <= kMaxKeptTextBytes;
   fleet.stopping = environment_.interrupted;
   fleet.make_link = [this](const std::string& node_id) {
-    std::unique_ptr<FederationLink> link = server_->MakeLink(node_id);
+    std::unique_ptr<FederationLink> link = server_->MakeLink();
     if (options_.keep_updates) {
       link = KeepUpdates(std::move(link), JoinPath(options_.out_dir, "updates"), environment_.env);
     }
@@ -206,18 +204,20 @@ absl::Status Simulation::StartServer() {
   return fleet_->Register();
 }
 
-absl::StatusOr<CoordinatorAction> Simulation::NextEvent() {
+absl::StatusOr<SimulationEvent> Simulation::NextEvent() {
   for (absl::Duration waited; waited < kEventTimeout; waited += absl::Milliseconds(200)) {
     if (interrupted()) return absl::CancelledError("interrupted");
-    std::optional<CoordinatorAction> event = server_->NextEvent(absl::Milliseconds(200));
-    if (event) return *std::move(event);
+    std::optional<SimulationEvent> event = server_->NextEvent(absl::Milliseconds(200));
+    if (!event) continue;
+    if (const auto* failed = std::get_if<ServerFailed>(&*event)) return failed->status;
+    return *std::move(event);
   }
   return absl::InternalError("the server in this process does not go on with its round");
 }
 
 absl::Status Simulation::RunRounds() {
   while (true) {
-    ASSIGN_OR_RETURN(const CoordinatorAction event, NextEvent());
+    ASSIGN_OR_RETURN(const SimulationEvent event, NextEvent());
     if (std::holds_alternative<RunCompleted>(event)) return absl::OkStatus();
     if (const auto* started = std::get_if<RoundStarted>(&event)) {
       ASSIGN_OR_RETURN(const bool published, RunRound(*started));
@@ -248,15 +248,15 @@ absl::StatusOr<bool> Simulation::RunRound(const RoundStarted& started) {
       });
   if (unsettled) {  // such a node stays silent: let the deadline pass
     clock_.Advance(plan_.round_deadline + absl::Seconds(1));
-    RETURN_IF_ERROR(fleet_->Nudge());
+    server_->Tick();
   }
   while (true) {
-    ASSIGN_OR_RETURN(const CoordinatorAction event, NextEvent());
+    ASSIGN_OR_RETURN(const SimulationEvent event, NextEvent());
     const RoundCounts* counts = nullptr;
-    if (const auto* published = std::get_if<VersionPublished>(&event)) {
+    if (const auto* published = std::get_if<AdapterPublished>(&event)) {
       counts = &published->counts;
-      record.version = published->state.version;
-      current_ = published->state.adapter;
+      record.version = published->version;
+      current_ = published->adapter;
     } else if (const auto* abandoned = std::get_if<RoundAbandoned>(&event)) {
       counts = &abandoned->counts;
       record.note = absl::StrCat("abandoned: ", abandoned->reason);

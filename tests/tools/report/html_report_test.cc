@@ -40,7 +40,7 @@ RunReport MakeReport(int64_t rounds, int64_t nodes) {
   }
   report.after = {4.1, 0.46};
   for (int64_t i = 0; i < nodes; ++i) {
-    NodeRecord node;
+    NodeResult node;
     node.node = absl::StrCat("Maintainer ", i, " <m", i, "@example.org>");
     node.train_records = 30 + rng.Below(900);
     node.validation_tokens = 500;
@@ -108,7 +108,7 @@ TEST(RunReportTest, CountsTrafficByUpdate) {
 TEST(RunReportTest, SpreadLooksAtNodesWithHeldOutDataOnly) {
   RunReport report;
   for (const double after : {1.0, 2.0, 3.5, 0.0}) {
-    NodeRecord node;
+    NodeResult node;
     node.validation_tokens = after > 0 ? 10 : 0;
     node.loss_before = 3;
     node.loss_after = after;

@@ -144,7 +144,7 @@ TEST_F(SimulationTest, CountsWhatHappened) {
   }
   ASSERT_EQ(report.nodes.size(), 6u);
   uint64_t rounds_of_nodes = 0;
-  for (const NodeRecord& node : report.nodes) {
+  for (const NodeResult& node : report.nodes) {
     rounds_of_nodes += static_cast<uint64_t>(node.rounds);
     EXPECT_GT(node.train_records, 10u);
   }
