@@ -106,6 +106,7 @@ absl::StatusOr<v1::CheckInResponse> FederationCore::CheckIn(const v1::CheckInReq
     finished.set_final_version(std::get<RunEnded>(decision).final_version);
     *finished.mutable_adapter() = adapter;
     *finished.mutable_lora() = assignment_.lora();
+    *finished.mutable_lora() = assignment_.lora();
   }
   return response;
 }

@@ -7,11 +7,13 @@
 #include <thread>
 
 #include "tests/server/federation_test_rig.h"
+#include "tests/testing/fault_env.h"
 
 namespace fedge {
 namespace {
 
 using ::testing::ElementsAre;
+using testing::FaultEnv;
 using testing::FederationRig;
 using ::testing::HasSubstr;
 using testing::MakeUpdate;
@@ -338,14 +340,14 @@ TEST(FederationCoreTest, TellsNobodyWhatItCouldNotStore) {
   rig.CheckInAll(4);
   for (uint64_t i = 0; i < 3; ++i) rig.UploadUpdate(NodeName(i), {.seed = i});
   const std::string last = MakeUpdate(rig.plan, {.seed = 3});
-  rig.env.FailAt(1, /*for_ever=*/true);
+  rig.env.FailFrom(1, absl::StatusCode::kResourceExhausted, FaultEnv::Span::kForEver);
   EXPECT_EQ(CodeOf(rig.Upload("node-03", 1, last)), absl::StatusCode::kUnavailable);
   EXPECT_EQ(rig.core->health().code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(rig.events.lines.back(), HasSubstr("broken: the server cannot store its state: "));
   EXPECT_EQ(rig.core->CheckIn(rig.CheckInRequest("node-00")).status().code(),
             absl::StatusCode::kUnavailable);
   EXPECT_EQ(rig.core->version(), 0u);
-  rig.env.FailAt(0, false);
+  rig.env.Heal();
   rig.Start();
   rig.CheckInAll(4);
   EXPECT_EQ(rig.core->round(), 2u);

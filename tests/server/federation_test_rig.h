@@ -11,8 +11,9 @@
 #include "server/federation_core.h"
 #include "server/sqlite_store.h"
 #include "server/upload_buffer.h"
-#include "tests/server/failing_env.h"
+#include "tests/server/temporary_dir.h"
 #include "tests/server/tiny_run.h"
+#include "tests/testing/fault_env.h"
 
 namespace fedge::testing {
 
@@ -150,7 +151,7 @@ class FederationRig {
 
   RunPlan plan;
   TemporaryDir dir;
-  FailingEnv env;
+  FaultEnv env;
   ManualClock clock;
   EventRecorder events;
   std::unique_ptr<FederationCore> core;

@@ -3,13 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "tests/server/failing_env.h"
+#include "tests/server/temporary_dir.h"
 #include "tests/server/tiny_run.h"
+#include "tests/testing/fault_env.h"
 
 namespace fedge {
 namespace {
 
-using testing::FailingEnv;
+using testing::FaultEnv;
 using ::testing::HasSubstr;
 using testing::TemporaryDir;
 
@@ -281,14 +282,16 @@ TEST(SqliteStoreTest, PublishesWholeOrNotAtAllUnderFailures) {
     int failures = 0;
     for (int operation = 1;; ++operation) {
       const TemporaryDir dir;
-      FailingEnv env;
+      FaultEnv env;
       bool published = false;
       {
         auto store = Open(dir, env);
         ASSERT_TRUE((*store)->OpenRun(TheRun()).ok());
         ASSERT_TRUE(Publish(**store, 0).ok());
         ASSERT_TRUE((*store)->StartRound(kRun, 1, 0, At(0)).ok());
-        env.FailAt(operation, for_ever);
+        env.FailFrom(operation, absl::StatusCode::kResourceExhausted,
+                     for_ever ? FaultEnv::Span::kForEver : FaultEnv::Span::kOnce,
+                     FaultEnv::Scope::kWrites);
         const auto result = (*store)->PublishVersion(
             kRun, Version(1), {.encoded = "e", .master = "m", .momentum = ""});
         published = result.ok();

@@ -4,16 +4,18 @@
 #include <gtest/gtest.h>
 
 #include "common/base/rng.h"
-#include "tests/server/failing_env.h"
+#include "tests/server/temporary_dir.h"
+#include "tests/testing/fault_env.h"
 
 namespace fedge {
 namespace {
 
-using testing::FailingEnv;
+using testing::FaultEnv;
 using ::testing::HasSubstr;
 using testing::TemporaryDir;
 
 constexpr uint64_t kChunk = 64;
+constexpr absl::StatusCode kNoSpace = absl::StatusCode::kResourceExhausted;
 
 std::string Content(size_t size, uint64_t seed = 1) {
   Rng rng(seed);
@@ -66,7 +68,7 @@ class UploadBufferTest : public ::testing::Test {
                        .max_open_per_node = 2,
                        .lifetime = absl::Minutes(20)};
   TemporaryDir dir_;
-  FailingEnv env_;
+  FaultEnv env_;
   ManualClock clock_;
   std::unique_ptr<UploadBuffer> buffer_;
 };
@@ -89,7 +91,7 @@ TEST_F(UploadBufferTest, ReturnsTheWholeAfterTheLastChunk) {
 
 TEST_F(UploadBufferTest, NeedsNoFileForOneChunk) {
   const std::string content = Content(60);
-  env_.FailAt(1, /*for_ever=*/true);
+  env_.FailFrom(1, kNoSpace, FaultEnv::Span::kForEver);
   const auto result = Send(content, 0);
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(**result, content);
@@ -212,9 +214,9 @@ TEST_F(UploadBufferTest, TakesAnUploadThatWasWholeBeforeARestart) {
   ASSERT_TRUE(Send(content, 0).ok());
   ASSERT_TRUE(Send(content, 64).ok());
   EXPECT_FALSE(buffer_->TakeIfWhole(KeyOf(content))->has_value());
-  env_.FailAt(4, /*for_ever=*/false);  // open, append, close, then reading it back
+  env_.FailFrom(4, kNoSpace, FaultEnv::Span::kOnce);  // open, append, close, then reading it back
   EXPECT_FALSE(Send(content, 128).ok());
-  env_.FailAt(0, false);
+  env_.Heal();
   Open();
   EXPECT_EQ(buffer_->CommittedBytes(KeyOf(content)), 192u);
   EXPECT_EQ(**buffer_->TakeIfWhole(KeyOf(content)), content);
@@ -224,7 +226,7 @@ TEST_F(UploadBufferTest, TakesAnUploadThatWasWholeBeforeARestart) {
 TEST_F(UploadBufferTest, SurvivesAnyFailingOperation) {
   const std::string content = Content(320);
   for (int operation = 1;; ++operation) {
-    env_.FailAt(operation, /*for_ever=*/false);
+    env_.FailFrom(operation, kNoSpace, FaultEnv::Span::kOnce);
     int failures = 0;
     std::optional<std::string> whole;
     for (int attempt = 0; attempt < 3 && !whole; ++attempt) {
@@ -246,8 +248,8 @@ TEST_F(UploadBufferTest, SurvivesAnyFailingOperation) {
     ASSERT_TRUE(whole.has_value()) << "operation " << operation;
     EXPECT_EQ(*whole, content);
     EXPECT_LE(failures, 1);
-    const bool reached = env_.operations() >= operation;
-    env_.FailAt(0, false);
+    const bool reached = env_.triggered();
+    env_.Heal();
     Open();
     buffer_->Remove(KeyOf(content));
     if (!reached) break;
