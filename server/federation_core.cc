@@ -1,6 +1,7 @@
 // Starting, storing, announcing, ticking. The requests are in federation_requests.cc.
 #include "server/federation_core.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -349,6 +350,12 @@ LoraAdapter FederationCore::adapter() {
 size_t FederationCore::known_nodes() {
   absl::MutexLock lock(&mutex_);
   return coordinator_->known_nodes();
+}
+
+size_t FederationCore::nodes_to_tell() {
+  absl::MutexLock lock(&mutex_);
+  const size_t known = coordinator_->known_nodes();
+  return known - std::min(known, told_.size());
 }
 
 }  // namespace fedge

@@ -12,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -88,6 +89,8 @@ class FederationCore {
   LoraAdapter adapter();  // the fp32 master, a copy
   absl::Status health();  // OK, or why the store failed
   size_t known_nodes();
+  // Once finished: how many of the known nodes have not been told so yet.
+  size_t nodes_to_tell();
 
  private:
   FederationCore(RunPlan plan, std::unique_ptr<Store> store, std::unique_ptr<UploadBuffer> uploads,
@@ -142,6 +145,7 @@ class FederationCore {
   std::map<std::string, v1::TaskMetrics> metrics_ ABSL_GUARDED_BY(mutex_);  // of metrics_round_
   uint64_t metrics_round_ ABSL_GUARDED_BY(mutex_) = 0;
   std::map<std::string, NodeRecord> seen_ ABSL_GUARDED_BY(mutex_);  // not stored yet
+  std::set<std::string> told_ ABSL_GUARDED_BY(mutex_);              // that the run is over
   absl::Duration flushed_ ABSL_GUARDED_BY(mutex_);
   absl::Status failed_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;

@@ -86,6 +86,7 @@ absl::StatusOr<v1::CheckInResponse> FederationCore::CheckIn(const v1::CheckInReq
     adapter.set_size_bytes(served.bytes->size());
     const auto* const task = std::get_if<TaskAssignment>(&decision);
     FEDGE_CHECK(task == nullptr || task->adapter_version == served.version);
+    if (std::holds_alternative<RunEnded>(decision)) told_.insert(request.node_id());
   }
   RETURN_IF_ERROR(ProcessActions());
   if (const auto* const task = std::get_if<TaskAssignment>(&decision)) {

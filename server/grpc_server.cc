@@ -38,17 +38,6 @@ void QuietGrpcLog() {
   });
 }
 
-absl::Status CheckListen(absl::string_view listen) {
-  const size_t colon = listen.rfind(':');
-  int port = 0;
-  if (colon == absl::string_view::npos || colon == 0 ||
-      !absl::SimpleAtoi(listen.substr(colon + 1), &port) || port < 0 || port > 65535) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("listen: '", listen, "' is not host:port with a port of 0 to 65535"));
-  }
-  return absl::OkStatus();
-}
-
 // Peers that say nothing, stop in the middle, or vanish are let go after seconds; with gRPC's
 // defaults they may stay for minutes or for ever.
 void SetLimits(grpc::ServerBuilder& builder) {
@@ -71,6 +60,17 @@ void SetLimits(grpc::ServerBuilder& builder) {
 
 }  // namespace
 
+absl::Status CheckListenAddress(absl::string_view listen) {
+  const size_t colon = listen.rfind(':');
+  int port = 0;
+  if (colon == absl::string_view::npos || colon == 0 ||
+      !absl::SimpleAtoi(listen.substr(colon + 1), &port) || port < 0 || port > 65535) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("listen: '", listen, "' is not host:port with a port of 0 to 65535"));
+  }
+  return absl::OkStatus();
+}
+
 struct GrpcServer::State {
   State(FederationCore& core, const GrpcServerOptions& options)
       : queue(options.worker_threads, options.max_pending),
@@ -90,7 +90,7 @@ GrpcServer::~GrpcServer() { Shutdown(absl::ZeroDuration()); }
 absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(FederationCore& core,
                                                               const GrpcServerOptions& options) {
   QuietGrpcLog();
-  if (!options.listen.empty()) RETURN_IF_ERROR(CheckListen(options.listen));
+  if (!options.listen.empty()) RETURN_IF_ERROR(CheckListenAddress(options.listen));
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
 

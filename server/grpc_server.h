@@ -6,7 +6,9 @@
 #include <memory>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 
 namespace grpc {
@@ -23,6 +25,9 @@ struct GrpcServerOptions {
   int worker_threads = 4;       // for blocking work
   size_t max_pending = 20'000;  // requests waiting for a worker; more are turned away
 };
+
+// InvalidArgument unless `listen` is "host:port".
+absl::Status CheckListenAddress(absl::string_view listen);
 
 // Thread-safe.
 class GrpcServer {

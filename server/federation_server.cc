@@ -1,0 +1,115 @@
+#include "server/federation_server.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+#include "server/sqlite_store.h"
+#include "server/upload_buffer.h"
+
+namespace fedge {
+namespace {
+
+constexpr char kDefaultListen[] = "127.0.0.1:9480";
+constexpr char kDefaultStateDir[] = "fedge-server-state";
+
+// What needs no file: asked first, before a big model is loaded or anything is made.
+absl::Status CheckFields(const v1::ServerConfig& config) {
+  RETURN_IF_ERROR(MakeRunPlan(config, LoraSpec(), Digest()).status());
+  return config.has_listen() ? CheckListenAddress(config.listen()) : absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<const BaseModel>> LoadModel(const v1::ServerConfig& config,
+                                                           Env& env) {
+  if (config.base_model().empty()) {
+    return absl::InvalidArgumentError(
+        "base_model: is required: the path of a GGUF file (in the configuration or --base-model)");
+  }
+  return BaseModel::Load(config.base_model(), env);
+}
+
+absl::StatusOr<std::unique_ptr<HoldoutEvaluator>> MakeHoldout(
+    const v1::ServerConfig& config, std::shared_ptr<const BaseModel> model, const RunPlan& plan,
+    int threads, Env& env) {
+  if (config.holdout().empty()) return std::unique_ptr<HoldoutEvaluator>();
+  return HoldoutEvaluator::Create(std::move(model), config.holdout(), plan.length, threads, env);
+}
+
+absl::StatusOr<std::unique_ptr<FederationCore>> MakeCore(const v1::ServerConfig& config,
+                                                         const RunPlan& plan,
+                                                         const FederationServerOptions& options,
+                                                         HoldoutEvaluator* holdout) {
+  SqliteStoreOptions store_options;
+  store_options.dir = config.has_state_dir() ? config.state_dir() : kDefaultStateDir;
+  if (config.has_keep_versions()) store_options.keep_versions = config.keep_versions();
+  ASSIGN_OR_RETURN(std::unique_ptr<SqliteStore> store,
+                   SqliteStore::Open(store_options, *options.env));
+  UploadLimits limits;
+  limits.max_upload_bytes = plan.max_update_bytes;
+  limits.lifetime = 2 * plan.round_deadline;
+  if (config.has_max_open_upload_bytes()) limits.max_total_bytes = config.max_open_upload_bytes();
+  ASSIGN_OR_RETURN(std::unique_ptr<UploadBuffer> uploads,
+                   UploadBuffer::Open(JoinPath(store_options.dir, "uploads"), limits, *options.env,
+                                      *options.clock));
+  LoraAdapter initial(plan.lora);
+  initial.InitializeForTraining(plan.seed);
+  FederationCoreOptions core_options;
+  core_options.clock = options.clock;
+  core_options.events = options.events;
+  if (holdout != nullptr) core_options.events.push_back(holdout);
+  core_options.config = config.SerializeAsString();
+  return FederationCore::Create(plan, initial, std::move(store), std::move(uploads),
+                                std::move(core_options));
+}
+
+}  // namespace
+
+absl::StatusOr<RunPlan> PlanRun(const v1::ServerConfig& config, const BaseModel& model) {
+  ASSIGN_OR_RETURN(const LoraPlan lora, MakeLoraPlan(config.run()));
+  LoraTargets targets;
+  targets.modules = lora.target_modules;
+  targets.rank = lora.rank;
+  targets.alpha = lora.alpha;
+  absl::StatusOr<LoraSpec> spec = model.MakeLoraSpec(targets);
+  if (!spec.ok()) return Annotate(spec.status(), "run.lora");
+  ASSIGN_OR_RETURN(RunPlan plan, MakeRunPlan(config, *std::move(spec), model.sha256()));
+  if (plan.length > model.config().context_length) {
+    return absl::InvalidArgumentError(absl::StrCat("run.training.length: ", plan.length,
+                                                   " is above the base model's context of ",
+                                                   model.config().context_length));
+  }
+  return plan;
+}
+
+absl::Status CheckServerConfig(const v1::ServerConfig& config, Env& env) {
+  RETURN_IF_ERROR(CheckFields(config));
+  ASSIGN_OR_RETURN(const std::shared_ptr<const BaseModel> model, LoadModel(config, env));
+  ASSIGN_OR_RETURN(const RunPlan plan, PlanRun(config, *model));
+  return MakeHoldout(config, model, plan, 1, env).status();
+}
+
+absl::StatusOr<std::unique_ptr<FederationServer>> FederationServer::Start(
+    const v1::ServerConfig& config, const FederationServerOptions& options) {
+  RETURN_IF_ERROR(CheckFields(config));
+  std::unique_ptr<FederationServer> server(new FederationServer);
+  ASSIGN_OR_RETURN(server->model_, LoadModel(config, *options.env));
+  ASSIGN_OR_RETURN(const RunPlan plan, PlanRun(config, *server->model_));
+  ASSIGN_OR_RETURN(server->holdout_,
+                   MakeHoldout(config, server->model_, plan, options.threads, *options.env));
+  ASSIGN_OR_RETURN(server->core_, MakeCore(config, plan, options, server->holdout_.get()));
+  GrpcServerOptions grpc_options;
+  grpc_options.listen = config.has_listen() ? config.listen() : kDefaultListen;
+  ASSIGN_OR_RETURN(server->grpc_, GrpcServer::Start(*server->core_, grpc_options));
+  if (server->holdout_ != nullptr) server->holdout_->Start(*server->core_);
+  return server;
+}
+
+FederationServer::~FederationServer() { Shutdown(absl::ZeroDuration()); }
+
+void FederationServer::Shutdown(absl::Duration grace) {
+  if (grpc_ != nullptr) grpc_->Shutdown(grace);
+  if (holdout_ != nullptr) holdout_->Stop();
+  if (core_ != nullptr) core_->Flush();
+}
+
+}  // namespace fedge

@@ -1,0 +1,187 @@
+// fedge-server: coordinates one run. Parses flags, loads the configuration, wires the parts.
+#include <pthread.h>
+
+#include <algorithm>
+#include <csignal>
+#include <ctime>
+#include <iostream>
+#include <optional>
+#include <string>
+
+#include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
+#include "common/base/env.h"
+#include "common/base/logging.h"
+#include "common/base/status.h"
+#include "common/base/thread_pool.h"
+#include "common/config/config_file.h"
+#include "fedge/v1/config.pb.h"
+#include "server/federation_server.h"
+#include "server/log_events.h"
+
+namespace fedge {
+namespace {
+
+constexpr absl::Duration kShutdownGrace = absl::Seconds(2);
+// With --exit-when-finished: how long devices get to hear of the end, and then to fetch the
+// adapter.
+constexpr absl::Duration kFarewell = absl::Seconds(60);
+constexpr absl::Duration kLastDownloads = absl::Seconds(3);
+
+struct Flags {
+  std::string config;
+  std::optional<std::string> listen, base_model, state_dir, holdout, run_id;
+  std::optional<uint32_t> rounds, nodes_per_round, min_nodes;
+  std::optional<uint64_t> seed;
+  std::string log_level = "info";
+  bool check = false;
+  bool help_config = false;
+  bool exit_when_finished = false;
+};
+
+void AddFlags(CLI::App& app, Flags& flags) {
+  app.add_option("--config", flags.config, "Configuration (YAML or JSON); flags override it")
+      ->type_name("FILE");
+  app.add_option("--listen", flags.listen, "Address of the service, port 0 picks one")
+      ->type_name("HOST:PORT");
+  app.add_option("--base-model", flags.base_model, "Base model (GGUF)")->type_name("FILE");
+  app.add_option("--state-dir", flags.state_dir, "Database, blobs, open uploads")->type_name("DIR");
+  app.add_option("--holdout", flags.holdout, "Held-out text to measure each version on")
+      ->type_name("PATH");
+  app.add_option("--run-id", flags.run_id, "Name of the run");
+  app.add_option("--rounds", flags.rounds, "Rounds to publish");
+  app.add_option("--nodes-per-round", flags.nodes_per_round, "Cohort size");
+  app.add_option("--min-nodes", flags.min_nodes, "Nodes to wait for before the first round");
+  app.add_option("--seed", flags.seed, "Seed of the run");
+  app.add_option("--log-level", flags.log_level, "debug, info, warning or error")
+      ->check(CLI::IsMember({"debug", "info", "warning", "error"}));
+  app.add_flag("--check", flags.check, "Check the configuration and exit");
+  app.add_flag("--help-config", flags.help_config, "Print the documented configuration and exit");
+  app.add_flag("--exit-when-finished", flags.exit_when_finished,
+               "Exit with 0 after the last round instead of serving its result");
+  app.footer(
+      "Example:\n"
+      "  fedge-server --base-model base.gguf --rounds 5 --nodes-per-round 3 --listen 0.0.0.0:9480");
+}
+
+absl::StatusOr<v1::ServerConfig> MakeConfig(const Flags& flags) {
+  v1::ServerConfig config;
+  if (!flags.config.empty()) {
+    RETURN_IF_ERROR(LoadConfigFile(flags.config, *Env::Posix(), config));
+  }
+  if (flags.listen) config.set_listen(*flags.listen);
+  if (flags.base_model) config.set_base_model(*flags.base_model);
+  if (flags.state_dir) config.set_state_dir(*flags.state_dir);
+  if (flags.holdout) config.set_holdout(*flags.holdout);
+  v1::RunConfig& run = *config.mutable_run();
+  if (flags.run_id) run.set_id(*flags.run_id);
+  if (flags.rounds) run.set_rounds(*flags.rounds);
+  if (flags.nodes_per_round) run.set_nodes_per_round(*flags.nodes_per_round);
+  if (flags.min_nodes) run.set_min_nodes(*flags.min_nodes);
+  if (flags.seed) run.set_seed(*flags.seed);
+  return config;
+}
+
+LogLevel LevelOf(const std::string& name) {
+  if (name == "debug") return LogLevel::kDebug;
+  if (name == "warning") return LogLevel::kWarning;
+  return name == "error" ? LogLevel::kError : LogLevel::kInfo;
+}
+
+// The signals that end the server; blocked before any thread starts, so that only the waiting main
+// thread takes them.
+sigset_t BlockStopSignals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  return set;
+}
+
+// Whether the run is over and everybody who should know does, or had the time to.
+class Farewell {
+ public:
+  bool Done(FederationCore& core) {
+    if (!core.finished()) return false;
+    const absl::Duration now = Clock::Real()->Monotonic();
+    if (!finished_) finished_ = now;
+    if (!told_ && core.nodes_to_tell() == 0) told_ = now;
+    return now - *finished_ >= kFarewell || (told_ && now - *told_ >= kLastDownloads);
+  }
+
+ private:
+  std::optional<absl::Duration> finished_, told_;
+};
+
+absl::Status ServeUntilStopped(FederationServer& server, bool exit_when_finished,
+                               const sigset_t& stop_signals) {
+  Farewell farewell;
+  const timespec pause = {0, 200'000'000};
+  for (;;) {
+    const int signal = sigtimedwait(&stop_signals, nullptr, &pause);
+    if (signal > 0) {
+      LogInfo("stopping: ", signal == SIGINT ? "SIGINT" : "SIGTERM");
+      return absl::OkStatus();
+    }
+    const absl::Status health = server.core().health();
+    if (!health.ok()) return absl::InternalError(health.message());
+    if (exit_when_finished && farewell.Done(server.core())) {
+      if (server.holdout() != nullptr) server.holdout()->WaitUntilIdle();
+      return absl::OkStatus();
+    }
+  }
+}
+
+absl::Status Serve(const Flags& flags) {
+  ASSIGN_OR_RETURN(const v1::ServerConfig config, MakeConfig(flags));
+  if (flags.check) {
+    RETURN_IF_ERROR(CheckServerConfig(config, *Env::Posix()));
+    std::cout << "the configuration is good\n";
+    return absl::OkStatus();
+  }
+  const sigset_t stop_signals = BlockStopSignals();
+  LogEvents log;
+  FederationServerOptions options;
+  options.events = {&log};
+  options.threads = std::max(1, ThreadPool::AvailableProcessors() / 2);
+  ASSIGN_OR_RETURN(const std::unique_ptr<FederationServer> server,
+                   FederationServer::Start(config, options));
+  const RunPlan& plan = server->core().plan();
+  LogInfo("run '", plan.run_id, "': ", plan.rounds, " rounds of ", plan.nodes_per_round,
+          " nodes, adapter of ", plan.lora.num_parameters(), " parameters, base model ",
+          plan.base_model.Hex(), ", at version ", server->core().version());
+  const std::string listen = config.has_listen() ? config.listen() : "127.0.0.1:9480";
+  LogInfo("listening on ", listen.substr(0, listen.rfind(':')), ":", server->grpc().port());
+  const absl::Status status = ServeUntilStopped(*server, flags.exit_when_finished, stop_signals);
+  server->Shutdown(kShutdownGrace);
+  return status;
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app{"fedge-server: coordinates devices that fine-tune one adapter together"};
+  app.set_version_flag("--version", std::string("fedge-server ") + FEDGE_VERSION);
+  Flags flags;
+  AddFlags(app, flags);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+    std::cerr << "fedge-server: " << error.what() << "; see fedge-server --help\n";
+    return 2;
+  }
+  if (flags.help_config) {
+    std::cout << DescribeConfig(*v1::ServerConfig::descriptor());
+    return 0;
+  }
+  SetLogLevel(LevelOf(flags.log_level));
+  std::signal(SIGPIPE, SIG_IGN);
+  const absl::Status status = Serve(flags);
+  if (!status.ok()) std::cerr << "fedge-server: " << status.message() << "\n";
+  return ExitCode(status);
+}
+
+}  // namespace
+}  // namespace fedge
+
+int main(int argc, char** argv) { return fedge::Main(argc, argv); }
