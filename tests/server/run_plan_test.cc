@@ -1,0 +1,137 @@
+#include "server/run_plan.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "common/config/config_file.h"
+#include "fedge/v1/config.pb.h"
+#include "fedge/v1/federation.pb.h"
+#include "tests/server/tiny_run.h"
+
+namespace fedge {
+namespace {
+
+absl::StatusOr<RunPlan> Plan(absl::string_view yaml) {
+  v1::ServerConfig config;
+  RETURN_IF_ERROR(ParseConfig(yaml, "test.yaml", config));
+  return MakeRunPlan(config, testing::TinySpec(), Sha256Of("base"));
+}
+
+std::string ErrorOf(absl::string_view yaml) {
+  const auto plan = Plan(yaml);
+  EXPECT_EQ(plan.status().code(), absl::StatusCode::kInvalidArgument) << yaml;
+  return std::string(plan.status().message());
+}
+
+TEST(RunPlanTest, FillsInTheDocumentedDefaults) {
+  const auto plan = Plan("");
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->run_id, "default");
+  EXPECT_EQ(plan->rounds, 20);
+  EXPECT_EQ(plan->nodes_per_round, 16);
+  EXPECT_EQ(plan->min_nodes, 16);
+  EXPECT_EQ(plan->quorum, 0.5);
+  EXPECT_EQ(plan->round_deadline, absl::Minutes(10));
+  EXPECT_EQ(plan->retry, absl::Seconds(5));
+  EXPECT_EQ(plan->steps, 8);
+  EXPECT_EQ(plan->batch_size, 4);
+  EXPECT_EQ(plan->length, 128);
+  EXPECT_EQ(plan->learning_rate, 2e-3f);
+  EXPECT_EQ(plan->clip_norm, 1.0f);
+  EXPECT_EQ(plan->weight_decay, 0.0f);
+  EXPECT_EQ(plan->validation_fraction, 0.1);
+  EXPECT_EQ(plan->codec.encoding, UpdateEncoding::kTopK);
+  EXPECT_EQ(plan->codec.density, 0.05);
+  EXPECT_EQ(plan->codec.value_bits, 4);
+  EXPECT_TRUE(plan->error_feedback);
+  EXPECT_EQ(plan->server_learning_rate, 1.0);
+  EXPECT_EQ(plan->server_momentum, 0.0);
+  EXPECT_EQ(plan->max_update_norm, 0.0);
+  EXPECT_EQ(plan->max_examples_per_node, 1'000'000u);
+  EXPECT_EQ(plan->max_update_bytes,
+            EncodedSizeBound(static_cast<uint64_t>(plan->lora.num_parameters()), plan->codec));
+  const auto lora = MakeLoraPlan(v1::RunConfig());
+  EXPECT_EQ(lora->rank, 8);
+  EXPECT_EQ(lora->alpha, 16.0f);
+  EXPECT_EQ(lora->target_modules, std::vector<std::string>{"all"});
+}
+
+TEST(RunPlanTest, TakesWhatIsWritten) {
+  const auto plan = Plan(
+      "retry_seconds: 0.25\nmax_update_bytes: 2048\n"
+      "run: {nodes_per_round: 3, quorum: 1, round_deadline_seconds: 1.5,\n"
+      "  training: {clip_norm: 0, validation_fraction: 0},\n"
+      "  codec: {encoding: dense-fp16}, aggregation: {server_momentum: 0.9}}");
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->retry, absl::Milliseconds(250));
+  EXPECT_EQ(plan->min_nodes, 3);
+  EXPECT_EQ(plan->round_deadline, absl::Milliseconds(1500));
+  EXPECT_EQ(plan->clip_norm, 0.0f);
+  EXPECT_EQ(plan->validation_fraction, 0.0);
+  EXPECT_EQ(plan->codec.encoding, UpdateEncoding::kDenseFp16);
+  EXPECT_FALSE(plan->error_feedback);  // nothing is left out, so nothing is kept
+  EXPECT_EQ(plan->server_momentum, 0.9);
+  EXPECT_LE(plan->max_update_bytes, 2048u);
+}
+
+TEST(RunPlanTest, NamesFieldValueAndLimit) {
+  EXPECT_EQ(ErrorOf("run: {rounds: 0}"), "run.rounds: 0 is below 1");
+  EXPECT_EQ(ErrorOf("run: {id: 'a b'}"),
+            "run.id: only letters, digits, '.', '_' and '-' are allowed");
+  EXPECT_EQ(ErrorOf("run: {id: ''}"), "run.id: has 0 characters, allowed are 1 to 64");
+  EXPECT_EQ(ErrorOf("run: {nodes_per_round: 0}"), "run.nodes_per_round: 0 is below 1");
+  EXPECT_EQ(ErrorOf("run: {min_nodes: 0}"), "run.min_nodes: 0 is below 1");
+  EXPECT_EQ(ErrorOf("run: {quorum: 0}"), "run.quorum: 0 must be above 0");
+  EXPECT_EQ(ErrorOf("run: {quorum: 1.5}"), "run.quorum: 1.5 is above 1");
+  EXPECT_EQ(ErrorOf("run: {round_deadline_seconds: 0}"),
+            "run.round_deadline_seconds: 0 is below 0.001");
+  EXPECT_EQ(ErrorOf("run: {lora: {rank: 5000}}"), "run.lora.rank: 5000 is above 1024");
+  EXPECT_EQ(ErrorOf("run: {lora: {rank: 0}}"), "run.lora.rank: 0 is below 1");
+  EXPECT_EQ(ErrorOf("run: {lora: {alpha: -1}}"), "run.lora.alpha: -1 must be above 0");
+  EXPECT_EQ(ErrorOf("run: {training: {steps: 0}}"), "run.training.steps: 0 is below 1");
+  EXPECT_EQ(ErrorOf("run: {training: {batch_size: 0}}"), "run.training.batch_size: 0 is below 1");
+  EXPECT_EQ(ErrorOf("run: {training: {length: 1}}"), "run.training.length: 1 is below 2");
+  EXPECT_EQ(ErrorOf("run: {training: {learning_rate: 0}}"),
+            "run.training.learning_rate: 0 must be above 0");
+  EXPECT_EQ(ErrorOf("run: {training: {validation_fraction: 1}}"),
+            "run.training.validation_fraction: 1 is above 0.9");
+  EXPECT_EQ(ErrorOf("run: {codec: {encoding: gzip}}"),
+            "run.codec.encoding: 'gzip' is not known; use top-k or dense-fp16");
+  EXPECT_EQ(ErrorOf("run: {codec: {density: 0}}"), "run.codec.density: 0 must be above 0");
+  EXPECT_EQ(ErrorOf("run: {codec: {value_bits: 3}}"), "run.codec.value_bits: 3 is not 2, 4 or 8");
+  EXPECT_EQ(ErrorOf("run: {aggregation: {server_momentum: 1}}"),
+            "run.aggregation.server_momentum: 1 is above 0.999");
+  EXPECT_EQ(ErrorOf("run: {aggregation: {max_update_norm: -1}}"),
+            "run.aggregation.max_update_norm: -1 is below 0");
+  EXPECT_EQ(ErrorOf("keep_versions: 1"), "keep_versions: 1 is below 2");
+  EXPECT_EQ(ErrorOf("retry_seconds: 0"), "retry_seconds: 0 is below 0.001");
+  EXPECT_EQ(ErrorOf("max_update_bytes: 5"), "max_update_bytes: 5 is below 1024");
+}
+
+TEST(RunPlanTest, KeepsAFullCohortOfHeavyNodesWithinTheSum) {
+  EXPECT_EQ(Plan("run: {nodes_per_round: 100000}")->max_examples_per_node, 21474u);
+  EXPECT_EQ(ErrorOf("run: {nodes_per_round: 100000, "
+                    "aggregation: {max_examples_per_node: 21475}}"),
+            "run.aggregation.max_examples_per_node: 21475 is above 21474");
+}
+
+TEST(RunPlanTest, FillsAssignments) {
+  auto plan = Plan("run: {seed: 3, training: {steps: 5}, codec: {no_error_feedback: true}}");
+  v1::Assignment assignment;
+  FillAssignment(*plan, assignment);
+  EXPECT_EQ(assignment.run_id(), "default");
+  EXPECT_EQ(assignment.training().steps(), 5u);
+  EXPECT_EQ(assignment.codec().encoding(), v1::CodecPlan::TOP_K);
+  EXPECT_EQ(assignment.codec().value_bits(), 4u);
+  EXPECT_FALSE(assignment.codec().error_feedback());
+  EXPECT_EQ(assignment.lora().alpha(), 4.0f);
+  EXPECT_EQ(assignment.lora().modules(0).tensor(), "blk.0.attn_q.weight");
+  const uint64_t split_seed = assignment.training().split_seed();
+  plan->seed = 4;
+  v1::Assignment other;
+  FillAssignment(*plan, other);
+  EXPECT_NE(other.training().split_seed(), split_seed);
+}
+
+}  // namespace
+}  // namespace fedge
