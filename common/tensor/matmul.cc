@@ -31,6 +31,10 @@ namespace fedge {
 // A block is a multiple of every quantization block in both directions.
 inline constexpr int64_t kDepth = 256;
 inline constexpr int64_t kWidth = 256;
+// Rows that are transposed together, and their distance: not a power of two, which would put them
+// all into the same few sets of the cache.
+inline constexpr int64_t kPackRows = 16;
+inline constexpr int64_t kPackStride = kDepth + 16;
 
 // The product's operands.
 struct Product {
@@ -153,7 +157,7 @@ void DispatchStrip(int vectors, const StripView& s, int64_t rows) {
 // of a strip whose last vector is not full.
 struct PackScratch {
   hwy::AlignedFreeUniquePtr<float[]> panel = hwy::AllocateAligned<float>(kDepth * kWidth);
-  hwy::AlignedFreeUniquePtr<float[]> row = hwy::AllocateAligned<float>(kDepth);
+  hwy::AlignedFreeUniquePtr<float[]> row = hwy::AllocateAligned<float>(kPackRows * kPackStride);
 };
 
 PackScratch& ThreadScratch() {
@@ -169,11 +173,24 @@ void PackTransposed(const WeightMatrix& w, int64_t n0, int64_t width, int64_t k0
     float* const panel = scratch.panel.get() + begin * depth;
     const int64_t columns = std::min(strip, width - begin);
     if (columns < strip) std::fill(panel, panel + depth * strip, 0.0f);
-    for (int64_t j = 0; j < columns; ++j) {
-      Dequantize(w.type, w.Row(n0 + begin + j) + RowBytes(w.type, k0), depth, scratch.row.get());
-      const float* HWY_RESTRICT row = scratch.row.get();
-      float* HWY_RESTRICT out = panel + j;
-      for (int64_t k = 0; k < depth; ++k) out[k * strip] = row[k];
+    // A group of rows at a time, so that the panel is written along its rows.
+    for (int64_t j0 = 0; j0 < columns; j0 += kPackRows) {
+      const int64_t group = std::min(kPackRows, columns - j0);
+      for (int64_t j = 0; j < group; ++j) {
+        const uint8_t* const blocks = w.Row(n0 + begin + j0 + j) + RowBytes(w.type, k0);
+        Dequantize(w.type, blocks, depth, scratch.row.get() + j * kPackStride);
+      }
+      const float* HWY_RESTRICT rows = scratch.row.get();
+      float* HWY_RESTRICT out = panel + j0;
+      if (group == kPackRows) {
+        for (int64_t k = 0; k < depth; ++k) {
+          for (int64_t j = 0; j < kPackRows; ++j) out[k * strip + j] = rows[j * kPackStride + k];
+        }
+      } else {
+        for (int64_t k = 0; k < depth; ++k) {
+          for (int64_t j = 0; j < group; ++j) out[k * strip + j] = rows[j * kPackStride + k];
+        }
+      }
     }
   }
 }
