@@ -2,12 +2,14 @@
 #include "server/federation_service.h"
 
 #include <gmock/gmock.h>
+#include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
 #include <memory>
 #include <thread>
 
+#include "absl/synchronization/notification.h"
 #include "fedge/v1/federation.grpc.pb.h"
 #include "server/grpc_server.h"
 #include "tests/server/federation_test_rig.h"
@@ -28,6 +30,7 @@ class Device {
 
   v1::CheckInResponse CheckIn() {
     grpc::ClientContext context;
+    context.set_wait_for_ready(true);  // a slow machine may need several attempts to connect
     v1::CheckInResponse response;
     const grpc::Status status = stub_->CheckIn(&context, rig_.CheckInRequest(node_), &response);
     EXPECT_TRUE(status.ok()) << status.error_message();
@@ -231,6 +234,32 @@ TEST(FederationServiceTest, NamesAPortThatIsTaken) {
               absl::StatusCode::kInvalidArgument)
         << bad;
   }
+}
+
+TEST(FederationServiceTest, AnswersHealthChecks) {
+  FederationRig rig;
+  auto server = StartServer(rig);
+  grpc::GenericStub stub(Connect(*server));
+  grpc::ClientContext context;
+  context.set_wait_for_ready(true);
+  // HealthCheckRequest{service: "fedge.v1.FederationService"}, by hand: its stub is not installed.
+  const std::string service = "fedge.v1.FederationService";
+  const grpc::Slice bytes(
+      absl::StrCat("\n", std::string(1, static_cast<char>(service.size())), service));
+  grpc::ByteBuffer request(&bytes, 1);
+  grpc::ByteBuffer response;
+  absl::Notification done;
+  grpc::Status status;
+  stub.UnaryCall(&context, "/grpc.health.v1.Health/Check", grpc::StubOptions(), &request, &response,
+                 [&](grpc::Status result) {
+                   status = std::move(result);
+                   done.Notify();
+                 });
+  done.WaitForNotification();
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  grpc::Slice answer;
+  ASSERT_TRUE(response.TrySingleSlice(&answer).ok());
+  EXPECT_EQ(std::string(answer.begin(), answer.end()), std::string("\x08\x01"));  // SERVING
 }
 
 TEST(FederationServiceTest, ShutsDownWithCallsOpen) {
