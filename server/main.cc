@@ -17,6 +17,7 @@
 #include "common/config/config_file.h"
 #include "fedge/v1/config.pb.h"
 #include "server/federation_server.h"
+#include "server/grpc_probe.h"
 #include "server/log_events.h"
 
 namespace fedge {
@@ -34,6 +35,7 @@ struct Flags {
   std::optional<uint32_t> rounds, nodes_per_round, min_nodes;
   std::optional<uint64_t> seed;
   std::string log_level = "info";
+  std::string probe;
   bool check = false;
   bool help_config = false;
   bool exit_when_finished = false;
@@ -55,6 +57,8 @@ void AddFlags(CLI::App& app, Flags& flags) {
   app.add_option("--seed", flags.seed, "Seed of the run");
   app.add_option("--log-level", flags.log_level, "debug, info, warning or error")
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}));
+  app.add_option("--probe", flags.probe, "Ask a running server for its health and exit")
+      ->type_name("HOST:PORT");
   app.add_flag("--check", flags.check, "Check the configuration and exit");
   app.add_flag("--help-config", flags.help_config, "Print the documented configuration and exit");
   app.add_flag("--exit-when-finished", flags.exit_when_finished,
@@ -176,7 +180,8 @@ int Main(int argc, char** argv) {
   }
   SetLogLevel(LevelOf(flags.log_level));
   std::signal(SIGPIPE, SIG_IGN);
-  const absl::Status status = Serve(flags);
+  const absl::Status status =
+      flags.probe.empty() ? Serve(flags) : ProbeHealth(flags.probe, absl::Seconds(2));
   if (!status.ok()) std::cerr << "fedge-server: " << status.message() << "\n";
   return ExitCode(status);
 }
