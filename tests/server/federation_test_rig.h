@@ -131,8 +131,9 @@ class FederationRig {
     std::vector<v1::UploadRequest> messages = MessagesOf(node, round, bytes, chunk_bytes);
     if (metrics != nullptr) *messages[0].mutable_metrics() = *metrics;
     for (const v1::UploadRequest& message : messages) {
-      ASSIGN_OR_RETURN(std::optional<v1::UploadReceipt> receipt, upload.OnMessage(message));
-      if (receipt) return *std::move(receipt);
+      absl::StatusOr<std::optional<v1::UploadReceipt>> receipt = upload.OnMessage(message);
+      if (!receipt.ok()) return receipt.status();
+      if (receipt->has_value()) return **std::move(receipt);
     }
     return upload.OnEnd();
   }

@@ -9,6 +9,8 @@
 namespace fedge {
 namespace {
 
+using testing::FederationRig;
+
 TEST(ProbeHealthTest, IsUnavailableWhereNothingListens) {
   const absl::Status status = ProbeHealth("127.0.0.1:1", absl::Seconds(2));
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
