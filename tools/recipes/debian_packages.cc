@@ -119,7 +119,9 @@ void AppendRecords(absl::string_view node, const Package& package, bool labelled
                                       : package.description.substr(first_line + 1);
   const std::string head = absl::StrCat("Package: ", package.name,
                                         "\nSummary: ", SummaryLine(package.description), "\n");
-  std::string text = absl::StrCat(head, UnfoldDescription(lines));
+  // The text names the section too, as the archive's own index does.
+  const std::string section = labelled ? absl::StrCat("Section: ", package.section, "\n") : "";
+  std::string text = absl::StrCat(head, section, UnfoldDescription(lines));
   if (lines.empty()) text.pop_back();
   text.resize(CutAtBlank(text, std::max<uint64_t>(max_text_bytes, 2) - 1));
   absl::StrAppend(&out, "{\"node\":", JsonString(node), ",\"id\":", JsonString(package.name),

@@ -41,7 +41,7 @@ class Deb822Reader {
 struct DebianPackagesOptions {
   int min_packages_per_node = 30;  // maintainers with fewer are left out
   int max_packages_per_node = 0;   // 0: all; else that many, spread evenly over the sorted names
-  uint64_t max_text_bytes = 4000;  // of "text"; longer ones are cut at a blank
+  uint64_t max_text_bytes = 500;   // of "text"; longer ones are cut at a blank
   int labelled_sections = 20;      // the most frequent sections, which make the labelled task
 };
 
@@ -61,7 +61,7 @@ struct DebianPackagesSummary {
 // Joins both kinds of lists by package name and description checksum, keeps the first package (by
 // name) of every description, drops transitional, dummy and debug-symbol packages, and returns JSON
 // Lines sorted by node and package:
-//   {"node":"<maintainer>","id":"<package>","text":"Package: <p>\nSummary: <s>\n<long text>\n"}
+//   {"node":"<maintainer>","id":"<package>","text":"Package: <p>\nSummary: <s>\nSection: <section>\n<long>\n"}
 //   {"node":"<maintainer>","id":"<package>","prompt":"Package: <p>\nSummary: <s>\nSection:",
 //    "completion":" <section>"}
 // The second only for the labelled sections. Same lists and options, same bytes. FailedPrecondition

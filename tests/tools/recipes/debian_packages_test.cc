@@ -78,23 +78,23 @@ TEST(DebianPackagesTest, UnfoldsParagraphsAndKeepsLists) {
 TEST(DebianPackagesTest, WritesSortedTextAndLabelRecords) {
   EXPECT_EQ(
       Build(SmallArchive(), SmallOptions()),
-      R"({"node":"Ada","id":"a-five","text":"Package: a-five\nSummary: fifth\nText five.\n"})"
+      R"({"node":"Ada","id":"a-five","text":"Package: a-five\nSummary: fifth\nSection: utils\nText five.\n"})"
       "\n"
       R"({"node":"Ada","id":"a-five","prompt":"Package: a-five\nSummary: fifth\nSection:","completion":" utils"})"
       "\n"
-      R"({"node":"Ada","id":"a-one","text":"Package: a-one\nSummary: first\nText one.\n"})"
+      R"({"node":"Ada","id":"a-one","text":"Package: a-one\nSummary: first\nSection: libs\nText one.\n"})"
       "\n"
       R"({"node":"Ada","id":"a-one","prompt":"Package: a-one\nSummary: first\nSection:","completion":" libs"})"
       "\n"
-      R"({"node":"Ada","id":"a-three","text":"Package: a-three\nSummary: third\nText three.\n"})"
+      R"({"node":"Ada","id":"a-three","text":"Package: a-three\nSummary: third\nSection: libs\nText three.\n"})"
       "\n"
       R"({"node":"Ada","id":"a-three","prompt":"Package: a-three\nSummary: third\nSection:","completion":" libs"})"
       "\n"
-      R"({"node":"Bob","id":"b-four","text":"Package: b-four\nSummary: fourth\nText four.\n"})"
+      R"({"node":"Bob","id":"b-four","text":"Package: b-four\nSummary: fourth\nSection: utils\nText four.\n"})"
       "\n"
       R"({"node":"Bob","id":"b-four","prompt":"Package: b-four\nSummary: fourth\nSection:","completion":" utils"})"
       "\n"
-      R"({"node":"Bob","id":"b-two","text":"Package: b-two\nSummary: second\nText two.\n"})"
+      R"({"node":"Bob","id":"b-two","text":"Package: b-two\nSummary: second\nSection: games\nText two.\n"})"
       "\n"
       R"({"node":"Bob","id":"b-two","prompt":"Package: b-two\nSummary: second\nSection:","completion":" games"})"
       "\n");

@@ -79,8 +79,8 @@ TEST_F(RecipeTest, ReadsTheListsOfTheSystemWhereTheyAreComplete) {
   AnswerWithLists();
   const auto path = Materialize("debian-packages");
   ASSERT_TRUE(path.ok()) << path.status();
-  EXPECT_EQ(*path, absl::StrCat(cache_, "/debian-packages-v1-1-0-4000-20.jsonl"));
-  EXPECT_THAT(CacheContent(), ElementsAre("debian-packages-v1-1-0-4000-20.jsonl"));
+  EXPECT_EQ(*path, absl::StrCat(cache_, "/debian-packages-v2-1-0-500-20.jsonl"));
+  EXPECT_THAT(CacheContent(), ElementsAre("debian-packages-v2-1-0-500-20.jsonl"));
   const std::string records = Env::Posix()->ReadFile(*path).value();
   EXPECT_THAT(records, HasSubstr(R"({"node":"Bob","id":"b","text":"Package: b\n)"));
   for (const std::string& line : commands_.lines) EXPECT_THAT(line, Not(HasSubstr("update")));
@@ -103,12 +103,12 @@ TEST_F(RecipeTest, FetchesListsWithAptStateInTheCacheOnly) {
       steps,
       ElementsAre("fetching Debian's package descriptions (about 15 MB) with apt-get",
                   "reading the package lists", "debian-packages: 2 nodes, 2 texts, 2 labelled"));
-  EXPECT_THAT(CacheContent(), ElementsAre("debian-packages-v1-1-0-4000-20.jsonl"));
+  EXPECT_THAT(CacheContent(), ElementsAre("debian-packages-v2-1-0-500-20.jsonl"));
 }
 
 TEST_F(RecipeTest, UsesTheCachedFileWithoutStartingAnything) {
   ASSERT_TRUE(Env::Posix()->CreateDirs(cache_).ok());
-  const std::string path = absl::StrCat(cache_, "/sotu-v1-1500.jsonl");
+  const std::string path = absl::StrCat(cache_, "/sotu-v2-1500.jsonl");
   ASSERT_TRUE(Env::Posix()->WriteFileAtomic(path, "cached").ok());
   EXPECT_EQ(Materialize("sotu").value(), path);
   EXPECT_THAT(commands_.lines, IsEmpty());
