@@ -61,7 +61,8 @@ struct DebianPackagesSummary {
 // Joins both kinds of lists by package name and description checksum, keeps the first package (by
 // name) of every description, drops transitional, dummy and debug-symbol packages, and returns JSON
 // Lines sorted by node and package:
-//   {"node":"<maintainer>","id":"<package>","text":"Package: <p>\nSummary: <s>\nSection: <section>\n<long>\n"}
+//   {"node":"<maintainer>","id":"<package>",
+//    "text":"Package: <p>\nSummary: <s>\nSection: <section>\n<long text>\n"}
 //   {"node":"<maintainer>","id":"<package>","prompt":"Package: <p>\nSummary: <s>\nSection:",
 //    "completion":" <section>"}
 // The second only for the labelled sections. Same lists and options, same bytes. FailedPrecondition
