@@ -210,6 +210,12 @@ void AddWorkOptions(CLI::App* command, SimulateOptions& options) {
       ->check(CLI::Range(0, 1'000'000))
       ->capture_default_str()
       ->type_name("N");
+  command
+      ->add_option("--label-every", simulation.label_every,
+                   "Rounds from one scoring of the questions to the next")
+      ->check(CLI::Range(1, 1'000'000))
+      ->capture_default_str()
+      ->type_name("N");
   command->add_flag("--keep-updates", simulation.keep_updates,
                     "Keep every node's encoded update in DIR/updates");
   AddFormatOption(command, options.format);
