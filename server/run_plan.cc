@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/rng.h"
 #include "common/base/status.h"
+#include "common/training/optimizer.h"
 #include "fedge/v1/config.pb.h"
 #include "fedge/v1/federation.pb.h"
 #include "server/aggregator.h"
@@ -82,6 +83,11 @@ void FillTraining(const v1::TrainingConfig& training, Limits& limits, RunPlan& p
   if (training.has_learning_rate()) plan.learning_rate = training.learning_rate();
   limits.AtMost("run.training.learning_rate",
                 limits.Above("run.training.learning_rate", plan.learning_rate, 0.0f), 10.0f);
+  if (training.has_final_learning_rate_fraction()) {
+    plan.final_learning_rate_fraction = training.final_learning_rate_fraction();
+  }
+  limits.Within("run.training.final_learning_rate_fraction", plan.final_learning_rate_fraction,
+                0.0f, 1.0f);
   if (training.has_clip_norm()) plan.clip_norm = training.clip_norm();
   limits.AtLeast("run.training.clip_norm", plan.clip_norm, 0.0f);
   if (training.has_weight_decay()) plan.weight_decay = training.weight_decay();
@@ -207,6 +213,14 @@ void FillAssignment(const RunPlan& plan, v1::Assignment& assignment) {
   codec.set_density(plan.codec.density);
   codec.set_value_bits(static_cast<uint32_t>(plan.codec.value_bits));
   codec.set_error_feedback(plan.error_feedback);
+}
+
+float LocalLearningRate(const RunPlan& plan, uint64_t version) {
+  LearningRate rate;
+  rate.peak = plan.learning_rate;
+  rate.final_fraction = plan.final_learning_rate_fraction;
+  rate.total_steps = std::max<int64_t>(1, plan.rounds - 1);
+  return rate.At(static_cast<int64_t>(version));
 }
 
 }  // namespace fedge

@@ -35,7 +35,8 @@ struct RunPlan {
   int64_t steps = 8;
   int64_t batch_size = 4;
   int64_t length = 128;
-  float learning_rate = 2e-3f;
+  float learning_rate = 2e-3f;                // of the first round
+  float final_learning_rate_fraction = 0.1f;  // of it in the last round, along a cosine
   float clip_norm = 1;
   float weight_decay = 0;
   double validation_fraction = 0.1;
@@ -66,6 +67,10 @@ absl::StatusOr<RunPlan> MakeRunPlan(const v1::ServerConfig& config, LoraSpec lor
 // The parts of an assignment that are the same for all nodes and rounds of a run: run id, base
 // model, LoRA layout, training and codec plans.
 void FillAssignment(const RunPlan& plan, v1::Assignment& assignment);
+
+// The local learning rate of a task that starts from `version`: local training is noisy, and the
+// noise of the last rounds would stay in the adapter.
+float LocalLearningRate(const RunPlan& plan, uint64_t version);
 
 }  // namespace fedge
 

@@ -133,5 +133,18 @@ TEST(RunPlanTest, FillsAssignments) {
   EXPECT_NE(other.training().split_seed(), split_seed);
 }
 
+TEST(RunPlanTest, LetsTheLocalLearningRateFallOverTheRounds) {
+  auto plan = Plan("run: {rounds: 3, training: {learning_rate: 0.01}}");
+  EXPECT_FLOAT_EQ(LocalLearningRate(*plan, 0), 0.01f);
+  EXPECT_FLOAT_EQ(LocalLearningRate(*plan, 1), 0.0055f);  // half way between 0.01 and a tenth
+  EXPECT_FLOAT_EQ(LocalLearningRate(*plan, 2), 0.001f);
+  plan->final_learning_rate_fraction = 1;
+  EXPECT_FLOAT_EQ(LocalLearningRate(*plan, 2), 0.01f);
+  plan->rounds = 1;
+  EXPECT_FLOAT_EQ(LocalLearningRate(*plan, 0), 0.01f);
+  EXPECT_EQ(ErrorOf("run: {training: {final_learning_rate_fraction: 2}}"),
+            "run.training.final_learning_rate_fraction: 2 is above 1");
+}
+
 }  // namespace
 }  // namespace fedge

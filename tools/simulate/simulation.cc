@@ -321,7 +321,8 @@ absl::Status Simulation::RunCentralized() {
   reference.training.batch_size = plan_.batch_size;
   reference.training.length = plan_.length;
   reference.training.learning_rate.peak = plan_.learning_rate;
-  reference.training.learning_rate.schedule = Schedule::kConstant;
+  reference.training.learning_rate.final_fraction = plan_.final_learning_rate_fraction;
+  reference.training.learning_rate.total_steps = reference.training.steps;
   reference.training.adamw.weight_decay = plan_.weight_decay;
   reference.training.clip_norm = plan_.clip_norm;
   reference.training.seed = Rng::Stream(plan_.seed, "centralized").Next();
@@ -372,8 +373,9 @@ void Simulation::FillSettings() {
                                  plan_.lora.alpha(), plan_.lora.modules().size(),
                                  FormatCount(plan_.lora.num_parameters())));
   add("local training",
-      absl::StrFormat("%d steps of %d x %d tokens, AdamW, learning rate %g", plan_.steps,
-                      plan_.batch_size, plan_.length, plan_.learning_rate));
+      absl::StrFormat("%d steps of %d x %d tokens, AdamW, learning rate %g falling to %g",
+                      plan_.steps, plan_.batch_size, plan_.length, plan_.learning_rate,
+                      plan_.learning_rate * plan_.final_learning_rate_fraction));
   add("update encoding",
       plan_.codec.encoding == UpdateEncoding::kDenseFp16
           ? std::string("dense fp16")
