@@ -26,7 +26,7 @@ h1{font-size:1.7rem;margin:0 0 4px}h2{font-size:1.1rem;margin:0 0 2px}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(165px,1fr));gap:12px;margin:0 0 20px}
 .card,figure,section{background:var(--card);border:1px solid var(--line);border-radius:10px}
 .card{padding:12px 14px}.card .k{color:var(--soft);font-size:.85rem}
-.card .v{font-size:1.3rem;font-weight:600;line-height:1.25;margin:2px 0}
+.card .v{font-size:1.12rem;font-weight:600;line-height:1.25;margin:2px 0}
 .card .n{color:var(--soft);font-size:.85rem}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,470px),1fr));gap:16px}
 figure{margin:0;padding:14px 16px 8px}figcaption{margin-bottom:6px}
@@ -94,6 +94,8 @@ PlotSeries CentralizedByRound(const RunReport& report, bool accuracy) {
                     .style = SeriesStyle::kDashed,
                     .color = 1,
                     .points = {}};
+  if (report.centralized.empty()) return series;
+  if (const auto y = Pick(report.before, accuracy)) series.points.push_back(At(0, *y, "start"));
   for (const CentralizedPoint& point : report.centralized) {
     const auto y = Pick(point.quality, accuracy);
     if (y) series.points.push_back(At(point.round, *y, "centralised"));
@@ -303,7 +305,7 @@ std::string RoundTable(const RunReport& report) {
     cell(absl::StrCat(round.accepted, "/", round.assigned));
     cell(absl::StrCat(round.rejected));
     cell(absl::StrCat(round.dropped));
-    cell(absl::StrFormat("%.4f", round.train_loss));
+    cell(std::isfinite(round.train_loss) ? absl::StrFormat("%.4f", round.train_loss) : "");
     cell(round.quality ? absl::StrFormat("%.4f", round.quality->validation_loss) : "");
     cell(round.quality ? absl::StrFormat("%.2f", std::exp(round.quality->validation_loss)) : "");
     cell(round.quality && round.quality->label_accuracy ? Percent(*round.quality->label_accuracy)

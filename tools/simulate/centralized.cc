@@ -46,12 +46,15 @@ absl::StatusOr<std::vector<CentralizedPoint>> TrainCentralized(const std::vector
   std::vector<CentralizedPoint> points;
   absl::Status measured;
   const int64_t steps_per_point = options.steps_per_round * options.rounds_per_point;
+  int64_t labels_at = 0;  // the round whose labels were scored last
   const auto on_step = [&](const TrainProgress& progress) {
     if (options.on_step && !options.on_step(progress)) return false;
     const bool last = progress.step == options.training.steps;
     if (progress.step % steps_per_point != 0 && !last) return true;
     const int64_t round = progress.step / options.steps_per_round;
-    const bool with_labels = held_out.has_labels() && (last || round % options.label_every == 0);
+    const bool due = last || round - labels_at >= options.label_every;
+    const bool with_labels = due && held_out.has_labels();
+    if (with_labels) labels_at = round;
     absl::StatusOr<QualityPoint> quality = held_out.Measure(&adapter, with_labels, pool);
     if (!quality.ok()) {
       measured = quality.status();

@@ -382,8 +382,10 @@ void Simulation::FillSettings() {
           : absl::StrFormat("top-k, density %g, %d bits a value, error feedback %s",
                             plan_.codec.density, plan_.codec.value_bits,
                             plan_.error_feedback ? "on" : "off"));
-  add("server", absl::StrFormat("learning rate %g, momentum %g", plan_.server_learning_rate,
-                                plan_.server_momentum));
+  add("server", absl::StrFormat("learning rate %g, momentum %g; a node weighs as its examples, at "
+                                "most %s of them",
+                                plan_.server_learning_rate, plan_.server_momentum,
+                                FormatCount(static_cast<int64_t>(plan_.max_examples_per_node))));
   add("held-out sample",
       absl::StrFormat("%s tokens over all nodes, at most %s of each node; %.0f%% of the records",
                       FormatCount(held_out_->tokens()), FormatCount(options_.eval_tokens_per_node),
