@@ -3,7 +3,7 @@
 #
 #   models/fedge-tiny/train.sh OUT [FEDGE]        FEDGE: the program (default build/release/bin/fedge)
 #
-# Writes OUT/fedge-tiny-q8_0.gguf: one pass over 17 million tokens, 25 minutes on two quiet cores. The same machine
+# Writes OUT/fedge-tiny-q8_0.gguf: one pass over 17 million tokens, half an hour on two quiet cores. The same machine
 # type gives the same bytes; another SIMD unit rounds differently and gives another model of the same quality. Ctrl-C
 # keeps a checkpoint, the same command goes on there.
 set -eu
