@@ -26,9 +26,7 @@ void RegisterAll(CLI::App& app, CommandContext& context) {
   app.set_help_all_flag("--help-all", "Print the help of all commands");
   app.set_version_flag("--version", std::string("fedge ") + FEDGE_VERSION);
   app.footer("Example:\n  fedge simulate --nodes 200 --rounds 10 --out run");
-#ifdef FEDGE_WITH_SIMULATE
   RegisterSimulate(app, context);
-#endif
   RegisterFinetune(app, context);
   RegisterEval(app, context);
   RegisterGenerate(app, context);
