@@ -43,6 +43,9 @@ absl::Status ParseTraining(const v1::TrainingPlan& plan, const BaseModel& base, 
   if (!Within(plan.validation_fraction(), 0, 0.9)) {
     return OutOfBounds("validation_fraction", plan.validation_fraction(), "[0, 0.9]");
   }
+  if (!Within(plan.completion_weight(), 1e-3, 1e3)) {
+    return OutOfBounds("completion_weight", plan.completion_weight(), "[0.001, 1000]");
+  }
   task->training.steps = plan.steps();
   task->training.batch_size = plan.batch_size();
   task->training.length = plan.length();
@@ -51,6 +54,7 @@ absl::Status ParseTraining(const v1::TrainingPlan& plan, const BaseModel& base, 
   task->training.learning_rate.schedule = Schedule::kConstant;
   task->training.learning_rate.total_steps = plan.steps();
   task->training.adamw.weight_decay = plan.weight_decay();
+  task->training.completion_weight = plan.completion_weight();
   task->training.clip_norm = plan.clip_norm();
   task->validation_fraction = plan.validation_fraction();
   task->split_seed = plan.split_seed();

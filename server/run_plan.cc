@@ -92,6 +92,8 @@ void FillTraining(const v1::TrainingConfig& training, Limits& limits, RunPlan& p
   limits.AtLeast("run.training.clip_norm", plan.clip_norm, 0.0f);
   if (training.has_weight_decay()) plan.weight_decay = training.weight_decay();
   limits.Within("run.training.weight_decay", plan.weight_decay, 0.0f, 1.0f);
+  if (training.has_completion_weight()) plan.completion_weight = training.completion_weight();
+  limits.Within("run.training.completion_weight", plan.completion_weight, 1e-3f, 1e3f);
   if (training.has_validation_fraction()) plan.validation_fraction = training.validation_fraction();
   limits.Within("run.training.validation_fraction", plan.validation_fraction, 0.0, 0.9);
 }
@@ -205,6 +207,7 @@ void FillAssignment(const RunPlan& plan, v1::Assignment& assignment) {
   training.set_learning_rate(plan.learning_rate);
   training.set_clip_norm(plan.clip_norm);
   training.set_weight_decay(plan.weight_decay);
+  training.set_completion_weight(plan.completion_weight);
   training.set_validation_fraction(plan.validation_fraction);
   training.set_split_seed(Rng::Stream(plan.seed, "split").Next());
   v1::CodecPlan& codec = *assignment.mutable_codec();

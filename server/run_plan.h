@@ -39,6 +39,7 @@ struct RunPlan {
   float final_learning_rate_fraction = 0.1f;  // of it in the last round, along a cosine
   float clip_norm = 1;
   float weight_decay = 0;
+  float completion_weight = 1;
   double validation_fraction = 0.1;
   EncodeOptions codec;
   bool error_feedback = true;

@@ -172,14 +172,14 @@ void CrossEntropyForward(const float* logits, const TokenId* targets, int64_t t,
 }
 
 void CrossEntropyForwardBackward(float* logits, const TokenId* targets, int64_t t,
-                                 int64_t vocabulary, float grad_scale, double* nats,
+                                 int64_t vocabulary, const float* grad_scale, double* nats,
                                  ThreadPool& pool) {
   ForEachRows(t, 4 * vocabulary, pool, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       float* const row = logits + i * vocabulary;
       const double target = static_cast<double>(row[targets[i]]);
-      nats[i] = SoftmaxRow(1, grad_scale, vocabulary, row) - target;
-      row[targets[i]] -= grad_scale;
+      nats[i] = SoftmaxRow(1, grad_scale[i], vocabulary, row) - target;
+      row[targets[i]] -= grad_scale[i];
     }
   });
 }

@@ -133,9 +133,9 @@ void SwiGluBackward(float* gate, const float* up, int64_t t, int64_t n, float* d
 // nats[i] = -log softmax(logits[i])[targets[i]]; logits [t, vocabulary], targets valid ids.
 void CrossEntropyForward(const float* logits, const TokenId* targets, int64_t t, int64_t vocabulary,
                          double* nats, ThreadPool& pool);
-// The same nats, and logits become grad_scale * d(nats)/d(logits).
+// The same nats, and row i of the logits becomes grad_scale[i] * d(nats[i])/d(logits[i]).
 void CrossEntropyForwardBackward(float* logits, const TokenId* targets, int64_t t,
-                                 int64_t vocabulary, float grad_scale, double* nats,
+                                 int64_t vocabulary, const float* grad_scale, double* nats,
                                  ThreadPool& pool);
 
 // --- embedding and residual ----------------------------------------------------------------------

@@ -52,6 +52,8 @@ void CheckBatch(const Batch& batch, int64_t vocabulary) {
   FEDGE_CHECK(batch.tokens.size() == size && batch.targets.size() == size, "batch of ",
               batch.batch_size, " x ", batch.length, " with ", batch.tokens.size(), " tokens and ",
               batch.targets.size(), " targets");
+  FEDGE_CHECK(batch.weights.empty() || batch.weights.size() == size, batch.weights.size(),
+              " weights for ", size, " targets");
   for (size_t i = 0; i < size; ++i) {
     const TokenId token = batch.tokens[i];
     FEDGE_CHECK(token >= 0 && token < vocabulary, "token ", token, " of ", vocabulary);
@@ -79,6 +81,7 @@ class Transformer::Engine {
   struct Chunk {
     const int64_t* where;    // row in the batch
     const TokenId* targets;  // of each row
+    const float* weights;    // of each row
     int64_t rows;
   };
 
@@ -113,6 +116,7 @@ class Transformer::Engine {
   FloatBuffer gradient_;                       // with respect to a layer's output, then its input
   std::vector<int64_t> scored_rows_;
   std::vector<TokenId> scored_targets_;
+  std::vector<float> scored_weights_;
   std::vector<double> nats_;
   FloatBuffer hidden_, normed_, inv_, logits_, d_normed_, d_hidden_, u_, du_;  // of a chunk
 };
@@ -201,10 +205,12 @@ LossSum Transformer::Engine::Run(const Batch& batch, const GradientSink* sink,
 void Transformer::Engine::GatherTargets(const Batch& batch) {
   scored_rows_.clear();
   scored_targets_.clear();
+  scored_weights_.clear();
   for (size_t i = 0; i < batch.targets.size(); ++i) {
     if (batch.targets[i] == kNoToken) continue;
     scored_rows_.push_back(static_cast<int64_t>(i));
     scored_targets_.push_back(batch.targets[i]);
+    scored_weights_.push_back(batch.weights.empty() ? 1.0f : batch.weights[i]);
   }
 }
 
@@ -244,11 +250,14 @@ LossSum Transformer::Engine::RunHead(const GradientSink* sink, absl::Span<float>
   const int64_t vocabulary = model_.config().vocab_size;
   const int64_t scored = static_cast<int64_t>(scored_rows_.size());
   const int64_t chunk_rows = std::clamp(kLogitsPerChunk / vocabulary, kMinChunkRows, kMaxChunkRows);
+  if (sink != nullptr) {
+    for (float& weight : scored_weights_) weight *= sink->scale;
+  }
   LossSum loss;
   loss.num_tokens = scored;
   for (int64_t begin = 0; begin < scored; begin += chunk_rows) {
     const Chunk chunk = {scored_rows_.data() + begin, scored_targets_.data() + begin,
-                         std::min(chunk_rows, scored - begin)};
+                         scored_weights_.data() + begin, std::min(chunk_rows, scored - begin)};
     ForwardHead(chunk);
     nats_.resize(static_cast<size_t>(chunk.rows));
     if (sink == nullptr) {
@@ -256,7 +265,7 @@ LossSum Transformer::Engine::RunHead(const GradientSink* sink, absl::Span<float>
                           pool_);
     } else {
       CrossEntropyForwardBackward(logits_.data(), chunk.targets, chunk.rows, vocabulary,
-                                  sink->scale, nats_.data(), pool_);
+                                  chunk.weights, nats_.data(), pool_);
       BackwardHead(chunk, *sink);
     }
     for (int64_t i = 0; i < chunk.rows; ++i) {

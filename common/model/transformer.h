@@ -27,6 +27,8 @@ struct Batch {
   std::vector<TokenId> tokens;  // inputs; padding may be any valid id
   std::vector<TokenId>
       targets;  // the token to predict at each position, or kNoToken: no loss there
+  // What a target counts in the gradient, at each position; empty: 1 everywhere.
+  std::vector<float> weights;
 };
 
 struct LossSum {
@@ -67,7 +69,7 @@ class Transformer {
   // gets each position's loss (0 where there is no target).
   LossSum Loss(const Batch& batch, const LoraAdapter* adapter, absl::Span<float> token_nats = {});
 
-  // The same, and adds d(sum of losses)/d(adapter) * `grad_scale` to `gradient` (flat, the
+  // The same, and adds d(sum of weighted losses)/d(adapter) * `grad_scale` to `gradient` (flat, the
   // adapter's layout).
   LossSum LossAndGradient(const Batch& batch, const LoraAdapter& adapter, float grad_scale,
                           absl::Span<float> gradient);

@@ -55,6 +55,7 @@ struct Example {
   std::vector<TokenId> tokens;
   std::vector<TokenId> targets;
   int64_t num_targets = 0;
+  bool is_completion = false;  // of a prompt/completion or chat: the loss falls on the answer only
 };
 
 // Tokenizes as EncodeSpans does (prompt and completion apart, SentencePiece's dummy space at the
@@ -77,7 +78,9 @@ bool IsValidation(const Record& record, uint64_t seed, double fraction);
 // example longer than `length` is cut. Deterministic in (examples, seed).
 class BatchSampler {
  public:
-  BatchSampler(std::vector<Example> examples, int64_t batch_size, int64_t length, Rng rng);
+  // `completion_weight`: what a target of a completion counts, beside 1 of a plain text's.
+  BatchSampler(std::vector<Example> examples, int64_t batch_size, int64_t length, Rng rng,
+               float completion_weight = 1);
   Batch Next();
   bool empty() const { return examples_.empty(); }  // then Next() is a bug (CHECK)
 
@@ -89,6 +92,7 @@ class BatchSampler {
   int64_t batch_size_;
   int64_t length_;
   Rng rng_;
+  float completion_weight_;
 };
 
 // All examples once, in order, grouped into padded batches of at most `batch_size` rows (for

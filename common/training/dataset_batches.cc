@@ -16,6 +16,7 @@ Batch MakeBatch(int64_t rows, int64_t length) {
   batch.length = length;
   batch.tokens.assign(static_cast<size_t>(rows * length), 0);
   batch.targets.assign(static_cast<size_t>(rows * length), kNoToken);
+  batch.weights.assign(static_cast<size_t>(rows * length), 1.0f);
   return batch;
 }
 
@@ -37,6 +38,8 @@ void Shorten(int64_t length, Batch& batch) {
                 shorter.tokens.begin() + row * length);
     std::copy_n(batch.targets.begin() + row * batch.length, length,
                 shorter.targets.begin() + row * length);
+    std::copy_n(batch.weights.begin() + row * batch.length, length,
+                shorter.weights.begin() + row * length);
   }
   batch = std::move(shorter);
 }
@@ -44,8 +47,12 @@ void Shorten(int64_t length, Batch& batch) {
 }  // namespace
 
 BatchSampler::BatchSampler(std::vector<Example> examples, int64_t batch_size, int64_t length,
-                           Rng rng)
-    : examples_(std::move(examples)), batch_size_(batch_size), length_(length), rng_(rng) {
+                           Rng rng, float completion_weight)
+    : examples_(std::move(examples)),
+      batch_size_(batch_size),
+      length_(length),
+      rng_(rng),
+      completion_weight_(completion_weight) {
   FEDGE_CHECK(batch_size_ > 0 && length_ > 0, "batch of ", batch_size_, " x ", length_);
   examples_.erase(std::remove_if(examples_.begin(), examples_.end(),
                                  [](const Example& e) { return e.num_targets == 0; }),
@@ -66,6 +73,9 @@ int64_t BatchSampler::FillRow(Batch& batch, int64_t row) {
     if (used > 0 && used + Length(example) > length_) break;
     const int64_t count = std::min(Length(example), length_);
     CopyExample(example, count, row, used, batch);
+    if (example.is_completion) {
+      std::fill_n(batch.weights.begin() + row * length_ + used, count, completion_weight_);
+    }
     used += count;
     ++next_;
   }

@@ -68,6 +68,7 @@ std::vector<Example> MakeExamples(const Record& record, const Tokenizer& tokeniz
                   [](const RecordSpan& span) { return !span.trained && !span.text.empty(); });
   const auto add = [&](size_t begin, size_t end) {
     Example example = Cut(sequence, begin, end, begin == 0 ? kNoToken : bos);
+    example.is_completion = one_piece;
     if (example.num_targets > 0) examples.push_back(std::move(example));
   };
   if (one_piece && inputs > limit) {

@@ -17,12 +17,20 @@ absl::Status CheckOptions(const TrainOptions& options) {
         absl::StrCat("training needs at least 1 step, 1 row and 2 tokens a row, not ",
                      options.steps, " steps of ", options.batch_size, " rows of ", options.length));
   }
+  if (!(options.completion_weight > 0 && std::isfinite(options.completion_weight))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a completion's weight must be above 0, not ", options.completion_weight));
+  }
   return absl::OkStatus();
 }
 
-int64_t CountTargets(const Batch& batch) {
-  return static_cast<int64_t>(batch.targets.size()) -
-         std::count(batch.targets.begin(), batch.targets.end(), kNoToken);
+// What the batch's targets count together.
+double TotalWeight(const Batch& batch) {
+  double total = 0;
+  for (size_t i = 0; i < batch.targets.size(); ++i) {
+    if (batch.targets[i] != kNoToken) total += static_cast<double>(batch.weights[i]);
+  }
+  return total;
 }
 
 // A short example does not fill a row, and a batch has no use for one that trains nothing.
@@ -57,17 +65,15 @@ absl::StatusOr<TrainResult> TrainAdapter(Transformer& transformer,
         absl::StrCat("none of the ", examples.size(), " examples has a token to train on"));
   }
   BatchSampler sampler(std::move(trainable), options.batch_size, options.length,
-                       Rng::Stream(options.seed, "batches"));
+                       Rng::Stream(options.seed, "batches"), options.completion_weight);
   AdamW adamw(adapter.spec().num_parameters(), options.adamw);
   std::vector<float> gradient(adapter.values().size());
   double loss_sum = 0;
   for (int64_t step = 1; step <= options.steps; ++step) {
     const Batch batch = sampler.Next();
-    const int64_t targets = std::max<int64_t>(1, CountTargets(batch));
     std::fill(gradient.begin(), gradient.end(), 0.0f);
     const LossSum loss = transformer.LossAndGradient(
-        batch, adapter, static_cast<float>(1.0 / static_cast<double>(targets)),
-        absl::MakeSpan(gradient));
+        batch, adapter, static_cast<float>(1.0 / TotalWeight(batch)), absl::MakeSpan(gradient));
     const float rate = options.learning_rate.At(step - 1);
     if (!std::isfinite(loss.nats)) return NotFinite("loss", step, rate);
     const double norm = ClipByGlobalNorm(options.clip_norm, absl::MakeSpan(gradient));

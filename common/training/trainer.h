@@ -19,7 +19,8 @@ namespace fedge {
 struct TrainOptions {
   int64_t steps = 0;
   int64_t batch_size = 4;
-  int64_t length = 256;  // tokens a row
+  int64_t length = 256;         // tokens a row
+  float completion_weight = 1;  // in the loss: a target of a completion beside one of plain text
   LearningRate learning_rate;
   AdamWOptions adamw;
   double clip_norm = 1.0;

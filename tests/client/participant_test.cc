@@ -97,6 +97,7 @@ class ParticipantTest : public ::testing::Test {
     task.mutable_training()->set_length(32);
     task.mutable_training()->set_learning_rate(0.01f);
     task.mutable_training()->set_clip_norm(1);
+    task.mutable_training()->set_completion_weight(1);
     task.mutable_training()->set_validation_fraction(0.25);
     task.mutable_training()->set_split_seed(11);
     task.mutable_codec()->set_encoding(v1::CodecPlan::TOP_K);

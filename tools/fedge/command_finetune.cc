@@ -184,6 +184,11 @@ void AddTrainingOptions(CLI::App* command, FinetuneOptions& options) {
       ->type_name("W");
   command->add_option("--clip", train.clip_norm, "Gradient norm limit (default 1); 0: none")
       ->type_name("NORM");
+  command
+      ->add_option("--completion-weight", train.completion_weight,
+                   "What a token of a completion counts in the loss beside one of plain text "
+                   "(default 1)")
+      ->type_name("W");
   command->add_option("--seed", train.seed, "Seed of everything random (default 0)")
       ->type_name("S");
   command

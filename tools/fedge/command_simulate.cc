@@ -27,7 +27,7 @@ struct SimulateOptions {
   // What the command line says wins over the configuration file.
   std::optional<uint64_t> seed;
   std::optional<uint32_t> rounds, cohort, steps, batch, length, rank, bits;
-  std::optional<float> rate, alpha;
+  std::optional<float> rate, alpha, completion_weight, momentum, server_rate, final_fraction;
   std::optional<double> density;
   std::optional<std::string> encoding;
 };
@@ -62,6 +62,11 @@ void ApplyFlags(const SimulateOptions& options, v1::RunConfig& run) {
   if (options.batch) training.set_batch_size(*options.batch);
   if (options.length) training.set_length(*options.length);
   if (options.rate) training.set_learning_rate(*options.rate);
+  if (options.completion_weight) training.set_completion_weight(*options.completion_weight);
+  if (options.final_fraction) training.set_final_learning_rate_fraction(*options.final_fraction);
+  if (options.momentum) run.mutable_aggregation()->set_server_momentum(*options.momentum);
+  if (options.server_rate)
+    run.mutable_aggregation()->set_server_learning_rate(*options.server_rate);
   v1::CodecConfig& codec = *run.mutable_codec();
   if (options.encoding) codec.set_encoding(*options.encoding);
   if (options.density) codec.set_density(*options.density);
@@ -180,6 +185,22 @@ void AddRunOptions(CLI::App* command, SimulateOptions& options) {
   command->add_option("--batch", options.batch, "Rows a step (default 4)")->type_name("N");
   command->add_option("--length", options.length, "Tokens a row (default 128)")->type_name("N");
   command->add_option("--lr", options.rate, "Local learning rate of the first round (default 0.01)")
+      ->type_name("X");
+  command
+      ->add_option("--completion-weight", options.completion_weight,
+                   "What a token of a completion counts in the loss beside one of plain text")
+      ->type_name("W");
+  command
+      ->add_option("--server-lr", options.server_rate,
+                   "Factor of a round's mean update (default 1)")
+      ->type_name("X");
+  command
+      ->add_option("--server-momentum", options.momentum,
+                   "Nesterov momentum of updates (default 0)")
+      ->type_name("X");
+  command
+      ->add_option("--final-lr-fraction", options.final_fraction,
+                   "Of the local rate in the last round (default 0.1)")
       ->type_name("X");
   command->add_option("--rank", options.rank, "LoRA rank (default 8)")->type_name("N");
   command->add_option("--alpha", options.alpha, "LoRA alpha (default: twice the rank)")

@@ -325,6 +325,7 @@ absl::Status Simulation::RunCentralized() {
   reference.training.learning_rate.total_steps = reference.training.steps;
   reference.training.adamw.weight_decay = plan_.weight_decay;
   reference.training.clip_norm = plan_.clip_norm;
+  reference.training.completion_weight = plan_.completion_weight;
   reference.training.seed = Rng::Stream(plan_.seed, "centralized").Next();
   reference.rounds_per_point = std::max<int64_t>(1, plan_.rounds / 10);
   reference.label_every = options_.label_every;

@@ -194,9 +194,10 @@ TEST_F(OpsTest, CrossEntropyGradientMatchesComplexStep) {
   const std::vector<float> logits = RandomValues(1, t * vocabulary, 3);
   const std::vector<TokenId> targets = {0, 66, 5, 5};
   std::vector<double> nats(t), plain(t);
+  const std::vector<float> ones(t, 1.0f);
   std::vector<float> gradient = logits;
   CrossEntropyForward(logits.data(), targets.data(), t, vocabulary, plain.data(), pool_);
-  CrossEntropyForwardBackward(gradient.data(), targets.data(), t, vocabulary, 1, nats.data(),
+  CrossEntropyForwardBackward(gradient.data(), targets.data(), t, vocabulary, ones.data(), nats.data(),
                               pool_);
   EXPECT_EQ(nats, plain);
   const auto function = [&](const Values<Complex>& all) {
@@ -212,8 +213,9 @@ TEST_F(OpsTest, CrossEntropyGradientMatchesComplexStep) {
 TEST_F(OpsTest, CrossEntropyOfHugeLogitsIsFinite) {
   std::vector<float> logits = {1e5f, -1e5f, 0, 1e5f};
   const std::vector<TokenId> targets = {3};
+  const float one = 1;
   std::vector<double> nats(1);
-  CrossEntropyForwardBackward(logits.data(), targets.data(), 1, 4, 1, nats.data(), pool_);
+  CrossEntropyForwardBackward(logits.data(), targets.data(), 1, 4, &one, nats.data(), pool_);
   EXPECT_NEAR(nats[0], std::log(2.0), 1e-6);
   EXPECT_NEAR(logits[0], 0.5, 1e-6);
   EXPECT_NEAR(logits[3], -0.5, 1e-6);
