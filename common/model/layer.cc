@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 
@@ -61,14 +63,15 @@ void LayerWorkspace::Forward(const Layer& layer, const LayerInput& input, const 
   const int64_t rows = input.rows();
   const int64_t channels = config.embedding_length;
   kept.Reserve(layer, input);
-  const auto apply = [&](LinearIndex index, const FloatBuffer& x, float* out) {
-    LinearForward(layer.linear[index], x.data(), rows, kept.u[index].data(), out, *pool_);
+  const auto call = [&](LinearIndex index, float* out) {
+    return LinearForwardCall{&layer.linear[index], kept.u[index].data(), out};
+  };
+  const auto apply = [&](std::initializer_list<LinearForwardCall> calls, const FloatBuffer& x) {
+    LinearForward(calls, x.data(), input.linear_rows(), *pool_);
   };
   RmsNormForward(input.x, layer.attn_norm, rows, channels, config.rms_epsilon, kept.normed1.data(),
                  kept.inv1.data(), *pool_);
-  apply(kQ, kept.normed1, kept.q.data());
-  apply(kK, kept.normed1, kept.k.data());
-  apply(kV, kept.normed1, kept.v.data());
+  apply({call(kQ, kept.q.data()), call(kK, kept.k.data()), call(kV, kept.v.data())}, kept.normed1);
   RopeForward(*input.rope, RopeShapeOf(input, config.head_count), kept.q.data(), *pool_);
   RopeForward(*input.rope, RopeShapeOf(input, config.head_count_kv), kept.k.data(), *pool_);
   const float* keys = kept.k.data();
@@ -82,16 +85,15 @@ void LayerWorkspace::Forward(const Layer& layer, const LayerInput& input, const 
   }
   AttentionForward(AttentionShapeOf(input), kept.q.data(), keys, values, kept.attended.data(),
                    kept.lse.data(), attention_scratch_, *pool_);
-  apply(kO, kept.attended, kept.h.data());
+  apply({call(kO, kept.h.data())}, kept.attended);
   AddForward(input.x, rows * channels, kept.h.data(), *pool_);
 
   RmsNormForward(kept.h.data(), layer.ffn_norm, rows, channels, config.rms_epsilon,
                  kept.normed2.data(), kept.inv2.data(), *pool_);
-  apply(kGate, kept.normed2, kept.gate.data());
-  apply(kUp, kept.normed2, kept.up.data());
+  apply({call(kGate, kept.gate.data()), call(kUp, kept.up.data())}, kept.normed2);
   SwiGluForward(kept.gate.data(), kept.up.data(), rows, config.feed_forward_length,
                 kept.activated.data(), *pool_);
-  apply(kDown, kept.activated, y);
+  apply({call(kDown, y)}, kept.activated);
   if (y != nullptr) AddForward(kept.h.data(), rows * channels, y, *pool_);
 }
 
@@ -102,12 +104,17 @@ struct LayerWorkspace::Differentiation {
   LayerActivations& kept;
 };
 
-void LayerWorkspace::Differentiate(const Differentiation& call, LinearIndex index, const float* x,
-                                   const float* dy, Accumulate accumulate, float* dx) {
-  const Linear& linear = call.layer.linear[index];
-  const int64_t rows = call.input.rows();
-  LinearBackward(linear, call.gradient.linear[index], x, call.kept.u[index].data(), dy, rows,
-                 du_.Get(rows * linear.rank), accumulate, dx, *pool_);
+// The gradients of linears that read the same x; dx is overwritten, unless null.
+void LayerWorkspace::Differentiate(const Differentiation& call,
+                                   absl::Span<const OutputGradient> outputs, const float* x,
+                                   float* dx) {
+  std::vector<LinearBackwardCall> calls;
+  for (const OutputGradient& output : outputs) {
+    calls.push_back({&call.layer.linear[output.index], &call.gradient.linear[output.index],
+                     call.kept.u[output.index].data(), output.dy});
+  }
+  LinearBackward(calls, x, call.input.linear_rows(),
+                 du_.Get(LinearScratch(calls, call.input.rows())), Accumulate::kNo, dx, *pool_);
 }
 
 void LayerWorkspace::Backward(const Layer& layer, const LayerInput& input,
@@ -126,10 +133,9 @@ void LayerWorkspace::FeedForwardBackward(const Differentiation& call, float* dy)
   const int64_t hidden = call.input.config->feed_forward_length;
   float* const d_hidden = d_hidden_.Get(rows * hidden);
   float* const d_normed = d_normed_.Get(rows * channels);
-  Differentiate(call, kDown, kept.activated.data(), dy, Accumulate::kNo, d_hidden);
+  Differentiate(call, {{kDown, dy}}, kept.activated.data(), d_hidden);
   SwiGluBackward(kept.gate.data(), kept.up.data(), rows, hidden, d_hidden, *pool_);
-  Differentiate(call, kGate, kept.normed2.data(), kept.gate.data(), Accumulate::kNo, d_normed);
-  Differentiate(call, kUp, kept.normed2.data(), d_hidden, Accumulate::kYes, d_normed);
+  Differentiate(call, {{kGate, kept.gate.data()}, {kUp, d_hidden}}, kept.normed2.data(), d_normed);
   RmsNormBackward(kept.h.data(), call.layer.ffn_norm, kept.inv2.data(), d_normed, rows, channels,
                   dy, call.gradient.ffn_norm, *pool_);
 }
@@ -145,7 +151,7 @@ void LayerWorkspace::AttentionPartBackward(const Differentiation& call, bool wan
   float* const dq = dq_.Get(rows * config.head_count * config.head_dim);
   float* const dk = dk_.Get(kv_size);
   float* const dv = dv_.Get(kv_size);
-  Differentiate(call, kO, kept.attended.data(), dh, Accumulate::kNo, d_attended);
+  Differentiate(call, {{kO, dh}}, kept.attended.data(), d_attended);
   AttentionBackward(
       AttentionShapeOf(input),
       {kept.q.data(), kept.k.data(), kept.v.data(), kept.attended.data(), kept.lse.data()},
@@ -153,9 +159,7 @@ void LayerWorkspace::AttentionPartBackward(const Differentiation& call, bool wan
   RopeBackward(*input.rope, RopeShapeOf(input, config.head_count), dq, *pool_);
   RopeBackward(*input.rope, RopeShapeOf(input, config.head_count_kv), dk, *pool_);
   float* const d_normed = want_dx ? d_normed_.data() : nullptr;  // as in FeedForwardBackward
-  Differentiate(call, kQ, kept.normed1.data(), dq, Accumulate::kNo, d_normed);
-  Differentiate(call, kK, kept.normed1.data(), dk, Accumulate::kYes, d_normed);
-  Differentiate(call, kV, kept.normed1.data(), dv, Accumulate::kYes, d_normed);
+  Differentiate(call, {{kQ, dq}, {kK, dk}, {kV, dv}}, kept.normed1.data(), d_normed);
   if (!want_dx) return;
   RmsNormBackward(input.x, call.layer.attn_norm, kept.inv1.data(), d_normed, rows,
                   config.embedding_length, dh, call.gradient.attn_norm, *pool_);

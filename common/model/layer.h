@@ -7,7 +7,9 @@
 #include <cstdint>
 #include <string>
 
+#include "absl/types/span.h"
 #include "common/model/base_model.h"
+#include "common/model/linear.h"
 #include "common/model/ops.h"
 
 namespace fedge {
@@ -37,9 +39,11 @@ struct LayerInput {
   int64_t batch = 0;
   int64_t length = 0;
   int64_t past = 0;
-  const float* x = nullptr;  // [rows, C]
+  absl::Span<const int64_t> branch_ends;  // rows of each adapter, as LinearRows
+  const float* x = nullptr;               // [rows, C]
 
   int64_t rows() const { return batch * length; }
+  LinearRows linear_rows() const { return {rows(), branch_ends}; }
 };
 
 // A generation cache's rows of this block: [capacity, KV*hd].
@@ -79,8 +83,12 @@ class LayerWorkspace {
 
  private:
   struct Differentiation;  // the arguments of Backward
-  void Differentiate(const Differentiation& call, LinearIndex index, const float* x,
-                     const float* dy, Accumulate accumulate, float* dx);
+  struct OutputGradient {
+    LinearIndex index;
+    const float* dy;
+  };
+  void Differentiate(const Differentiation& call, absl::Span<const OutputGradient> outputs,
+                     const float* x, float* dx);
   void FeedForwardBackward(const Differentiation& call, float* dy);
   void AttentionPartBackward(const Differentiation& call, bool want_dx, float* dh);
 

@@ -32,46 +32,6 @@ void ForEachRows(int64_t rows, int64_t row_cost, ThreadPool& pool,
   pool.ParallelFor(blocks, [&](int64_t i) { body(i * block, std::min(rows, (i + 1) * block)); });
 }
 
-void LinearForward(const Linear& layer, const float* x, int64_t t, float* u, float* y,
-                   ThreadPool& pool) {
-  const int64_t in = layer.weight.cols;
-  const int64_t out = layer.weight.rows;
-  if (layer.rank > 0) {
-    MatMulForward(DenseView(layer.lora_a, layer.rank, in), x, t, 1, Accumulate::kNo, u, pool);
-  }
-  if (y == nullptr) return;
-  MatMulForward(layer.weight, x, t, 1, Accumulate::kNo, y, pool);
-  if (layer.rank > 0) {
-    MatMulBackward(DenseView(layer.lora_bt, layer.rank, out), u, t, layer.scale, Accumulate::kYes,
-                   y, pool);
-  }
-}
-
-void LinearBackward(const Linear& layer, const LinearGradient& gradient, const float* x,
-                    const float* u, const float* dy, int64_t t, float* du, Accumulate accumulate,
-                    float* dx, ThreadPool& pool) {
-  const int64_t in = layer.weight.cols;
-  const int64_t out = layer.weight.rows;
-  if (gradient.weight != nullptr) {
-    MatMulWeightGradient(dy, x, t, out, in, 1, Accumulate::kYes, gradient.weight, pool);
-  }
-  if (dx != nullptr) MatMulBackward(layer.weight, dy, t, 1, accumulate, dx, pool);
-  if (layer.rank == 0) return;
-  const int64_t rank = layer.rank;
-  if (gradient.lora_bt != nullptr) {
-    MatMulWeightGradient(u, dy, t, rank, out, layer.scale, Accumulate::kYes, gradient.lora_bt,
-                         pool);
-  }
-  if (gradient.lora_a == nullptr && dx == nullptr) return;
-  MatMulForward(DenseView(layer.lora_bt, rank, out), dy, t, layer.scale, Accumulate::kNo, du, pool);
-  if (gradient.lora_a != nullptr) {
-    MatMulWeightGradient(du, x, t, rank, in, 1, Accumulate::kYes, gradient.lora_a, pool);
-  }
-  if (dx != nullptr) {
-    MatMulBackward(DenseView(layer.lora_a, rank, in), du, t, 1, Accumulate::kYes, dx, pool);
-  }
-}
-
 void RmsNormForward(const float* x, const float* weight, int64_t t, int64_t channels, float epsilon,
                     float* y, float* inv, ThreadPool& pool) {
   ForEachRows(t, channels, pool, [&](int64_t begin, int64_t end) {

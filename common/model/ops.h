@@ -14,7 +14,6 @@
 #include "common/base/thread_pool.h"
 #include "common/model/tokenizer.h"
 #include "common/tensor/dtype.h"
-#include "common/tensor/matmul.h"
 
 namespace fedge {
 
@@ -31,31 +30,6 @@ class FloatBuffer {
   std::unique_ptr<float[], Free> data_;
   int64_t capacity_ = 0;
 };
-
-// --- linear layer with LoRA: y = W x + scale * B (A x) -------------------------------------------
-
-struct Linear {
-  WeightMatrix weight;             // [out, in]
-  const float* lora_a = nullptr;   // [rank, in]
-  const float* lora_bt = nullptr;  // B transposed, [rank, out]
-  int64_t rank = 0;                // 0: no adapter
-  float scale = 0;
-};
-
-// Where gradients are added; null: not wanted.
-struct LinearGradient {
-  float* weight = nullptr;   // [out, in]
-  float* lora_a = nullptr;   // [rank, in]
-  float* lora_bt = nullptr;  // [rank, out]
-};
-
-// u [t, rank] = x A^T is kept for the gradient. y may be null: then only u is computed.
-void LinearForward(const Linear& layer, const float* x, int64_t t, float* u, float* y,
-                   ThreadPool& pool);
-// dx [t, in] (+)= the input's gradient, unless null. du: scratch [t, rank].
-void LinearBackward(const Linear& layer, const LinearGradient& gradient, const float* x,
-                    const float* u, const float* dy, int64_t t, float* du, Accumulate accumulate,
-                    float* dx, ThreadPool& pool);
 
 // --- RMSNorm -------------------------------------------------------------------------------------
 

@@ -30,20 +30,20 @@ struct GradientSink {
 
 void BindLinear(const LoraAdapter& adapter, int64_t module, Linear& linear) {
   linear.rank = 0;
+  linear.lora.clear();
   if (module < 0) return;
   const LoraModule& description = adapter.spec().modules()[static_cast<size_t>(module)];
   linear.rank = description.rank;
   linear.scale = adapter.spec().scale(description);
-  linear.lora_a = adapter.a(module).data();
-  linear.lora_bt = adapter.b(module).data();
+  linear.lora.push_back({adapter.a(module).data(), adapter.b(module).data()});
 }
 
 LinearGradient AdapterGradient(const GradientSink& sink, int64_t module) {
   LinearGradient gradient;
   if (module < 0) return gradient;
   const LoraModule& description = sink.spec->modules()[static_cast<size_t>(module)];
-  gradient.lora_a = sink.adapter + description.offset;
-  gradient.lora_bt = gradient.lora_a + description.a_size();
+  float* const a = sink.adapter + description.offset;
+  gradient.lora.push_back({a, a + description.a_size()});
   return gradient;
 }
 
@@ -87,7 +87,7 @@ class Transformer::Engine {
 
   // Layers from this one on keep their activations from forward to backward.
   size_t FirstKeptLayer(const Batch& batch) const;
-  LayerInput Input(int64_t batch, int64_t length, int64_t past, const float* x) const;
+  LayerInput Input(int64_t batch, int64_t length, int64_t past, const float* x);
   void GatherTargets(const Batch& batch);
   void ForwardLayers(const Batch& batch, bool for_gradient);
   LossSum RunHead(const GradientSink* sink, absl::Span<float> token_nats);
@@ -110,6 +110,7 @@ class Transformer::Engine {
   int64_t output_module_ = -1;
 
   RopeTable rope_;
+  std::vector<int64_t> branch_ends_;  // rows of each adapter: one has all
   LayerWorkspace workspace_;
   std::vector<LayerActivations> activations_;  // slot 0 also serves layers that are not kept
   std::vector<FloatBuffer> inputs_;            // of each layer, then the last output: [B*T, C]
@@ -174,14 +175,15 @@ void Transformer::Engine::BindAdapter(const LoraAdapter* adapter) {
   BindLinear(*adapter, output_module_, output_);
 }
 
-LayerInput Transformer::Engine::Input(int64_t batch, int64_t length, int64_t past,
-                                      const float* x) const {
+LayerInput Transformer::Engine::Input(int64_t batch, int64_t length, int64_t past, const float* x) {
   LayerInput input;
   input.config = &model_.config();
   input.rope = &rope_;
   input.batch = batch;
   input.length = length;
   input.past = past;
+  branch_ends_ = {input.rows()};
+  input.branch_ends = branch_ends_;
   input.x = x;
   return input;
 }
@@ -289,8 +291,9 @@ void Transformer::Engine::ForwardHead(const Chunk& chunk) {
   }
   RmsNormForward(hidden, model_.output_norm(), chunk.rows, channels, config.rms_epsilon,
                  normed_.Get(chunk.rows * channels), inv_.Get(chunk.rows), pool_);
-  LinearForward(output_, normed_.data(), chunk.rows, u_.Get(chunk.rows * output_.rank),
-                logits_.Get(chunk.rows * config.vocab_size), pool_);
+  const LinearForwardCall head = {&output_, u_.Get(chunk.rows * output_.rank),
+                                  logits_.Get(chunk.rows * config.vocab_size)};
+  LinearForward({head}, normed_.data(), {chunk.rows, {chunk.rows}}, pool_);
 }
 
 // logits_ holds their gradient; the rows' gradient goes to gradient_.
@@ -305,8 +308,10 @@ void Transformer::Engine::BackwardHead(const Chunk& chunk, const GradientSink& s
   } else {
     linear = AdapterGradient(sink, output_module_);
   }
-  LinearBackward(output_, linear, normed_.data(), u_.data(), logits_.data(), chunk.rows,
-                 du_.Get(chunk.rows * output_.rank), Accumulate::kNo, d_normed_.Get(size), pool_);
+  const LinearBackwardCall head = {&output_, &linear, u_.data(), logits_.data()};
+  LinearBackward({head}, normed_.data(), {chunk.rows, {chunk.rows}},
+                 du_.Get(LinearScratch({head}, chunk.rows)), Accumulate::kNo, d_normed_.Get(size),
+                 pool_);
   float* const d_hidden = d_hidden_.Get(size);
   std::fill_n(d_hidden, size, 0.0f);
   RmsNormBackward(hidden_.data(), model_.output_norm(), inv_.data(), d_normed_.data(), chunk.rows,
@@ -373,7 +378,8 @@ std::vector<float> Transformer::Engine::Decode(absl::Span<const TokenId> tokens,
   RmsNormForward(last, model_.output_norm(), 1, config.embedding_length, config.rms_epsilon,
                  normed_.Get(config.embedding_length), inv_.Get(1), pool_);
   std::vector<float> logits(static_cast<size_t>(config.vocab_size));
-  LinearForward(output_, normed_.data(), 1, u_.Get(output_.rank), logits.data(), pool_);
+  const LinearForwardCall head = {&output_, u_.Get(output_.rank), logits.data()};
+  LinearForward({head}, normed_.data(), {1, {1}}, pool_);
   return logits;
 }
 

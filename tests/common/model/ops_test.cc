@@ -1,4 +1,5 @@
 #include "common/model/ops.h"
+#include "common/model/linear.h"
 
 #include <gtest/gtest.h>
 
@@ -169,15 +170,19 @@ TEST_F(OpsTest, LinearWithLoraGradientMatchesComplexStep) {
   const std::vector<float> dy = RandomValues(5, t * out);
   Linear layer;
   layer.weight = DenseView(w.data(), out, in);
-  layer.lora_a = a.data();
-  layer.lora_bt = bt.data();
+  layer.lora = {{a.data(), bt.data()}};
   layer.rank = rank;
   layer.scale = 1.5f;
   std::vector<float> u(t * rank), y(t * out), du(t * rank);
   std::vector<float> dx(t * in), dw(out * in, 0), da(rank * in, 0), dbt(rank * out, 0);
-  LinearForward(layer, x.data(), t, u.data(), y.data(), pool_);
-  LinearBackward(layer, {dw.data(), da.data(), dbt.data()}, x.data(), u.data(), dy.data(), t,
-                 du.data(), Accumulate::kNo, dx.data(), pool_);
+  const std::vector<int64_t> ends = {static_cast<int64_t>(t)};
+  const LinearRows rows = {static_cast<int64_t>(t), ends};
+  LinearGradient gradient;
+  gradient.weight = dw.data();
+  gradient.lora = {{da.data(), dbt.data()}};
+  LinearForward({{&layer, u.data(), y.data()}}, x.data(), rows, pool_);
+  LinearBackward({{&layer, &gradient, u.data(), dy.data()}}, x.data(), rows, du.data(),
+                 Accumulate::kNo, dx.data(), pool_);
   const std::vector<size_t> sizes = {t * in, out * in, rank * in, rank * out};
   const auto function = [&](const Values<Complex>& all) {
     Values<Complex> result =
@@ -197,8 +202,8 @@ TEST_F(OpsTest, CrossEntropyGradientMatchesComplexStep) {
   const std::vector<float> ones(t, 1.0f);
   std::vector<float> gradient = logits;
   CrossEntropyForward(logits.data(), targets.data(), t, vocabulary, plain.data(), pool_);
-  CrossEntropyForwardBackward(gradient.data(), targets.data(), t, vocabulary, ones.data(), nats.data(),
-                              pool_);
+  CrossEntropyForwardBackward(gradient.data(), targets.data(), t, vocabulary, ones.data(),
+                              nats.data(), pool_);
   EXPECT_EQ(nats, plain);
   const auto function = [&](const Values<Complex>& all) {
     return testing::ScalarCrossEntropy(all, targets, vocabulary);

@@ -1,0 +1,75 @@
+// Linear layers with LoRA, y = W x + bias + scale * B (A x), several that read the same input at
+// once (q, k, v; gate, up), forward and backward.
+//
+// The rows of a call may belong to several adapters (a batch of virtual nodes over one frozen
+// base): the base product is shared, each adapter's branch sees its own rows only.
+#ifndef FEDGE_COMMON_MODEL_LINEAR_H_
+#define FEDGE_COMMON_MODEL_LINEAR_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "common/base/thread_pool.h"
+#include "common/tensor/dtype.h"
+#include "common/tensor/matmul.h"
+
+namespace fedge {
+
+// One adapter's factors of a layer.
+struct LoraFactors {
+  const float* a = nullptr;   // [rank, in]
+  const float* bt = nullptr;  // B transposed, [rank, out]
+};
+
+struct Linear {
+  WeightMatrix weight;            // [out, in]
+  const float* bias = nullptr;    // [out], or none
+  int64_t rank = 0;               // of every branch; 0: no adapter
+  float scale = 0;                // alpha / rank
+  std::vector<LoraFactors> lora;  // one for each branch of rows; empty when rank is 0
+};
+
+// Where gradients are added; null: not wanted.
+struct LoraFactorsGradient {
+  float* a = nullptr;   // [rank, in]
+  float* bt = nullptr;  // [rank, out]
+};
+struct LinearGradient {
+  float* weight = nullptr;                // [out, in]
+  float* bias = nullptr;                  // [out]
+  std::vector<LoraFactorsGradient> lora;  // as Linear::lora, or empty: none wanted
+};
+
+// Rows of a call and whose they are: branch i owns the rows [ends[i-1], ends[i]), ends.back() == t.
+struct LinearRows {
+  int64_t t = 0;
+  absl::Span<const int64_t> ends;
+};
+
+// What one layer of a group reads and writes.
+struct LinearForwardCall {
+  const Linear* layer = nullptr;
+  float* u = nullptr;  // [t, rank] = x A^T, kept for the gradient; unused when rank is 0
+  float* y = nullptr;  // [t, out]; null: only u is computed
+};
+struct LinearBackwardCall {
+  const Linear* layer = nullptr;
+  const LinearGradient* gradient = nullptr;
+  const float* u = nullptr;   // from the forward call
+  const float* dy = nullptr;  // [t, out]
+};
+
+// All layers of `calls` have the same input width; x [t, in].
+void LinearForward(absl::Span<const LinearForwardCall> calls, const float* x,
+                   const LinearRows& rows, ThreadPool& pool);
+// dx [t, in] (+)= the sum of the layers' input gradients, unless null. du: scratch of
+// LinearScratch(calls, t) floats.
+void LinearBackward(absl::Span<const LinearBackwardCall> calls, const float* x,
+                    const LinearRows& rows, float* du, Accumulate accumulate, float* dx,
+                    ThreadPool& pool);
+int64_t LinearScratch(absl::Span<const LinearBackwardCall> calls, int64_t t);
+
+}  // namespace fedge
+
+#endif  // FEDGE_COMMON_MODEL_LINEAR_H_
