@@ -222,6 +222,12 @@ void AddWorkOptions(CLI::App* command, SimulateOptions& options) {
                    "Nodes trained at a time (default: the processors)")
       ->check(CLI::Range(1, 1024))
       ->type_name("K");
+  command
+      ->add_option("--centralized-lr", simulation.centralized_learning_rate,
+                   "Learning rate of the centralised reference (default: that of the nodes divided "
+                   "by the square root of the cohort)")
+      ->check(CLI::Range(1e-9, 10.0))
+      ->type_name("X");
   command->add_flag("--no-centralized", options.no_centralized,
                     "Do not train the reference on the pooled data");
   command

@@ -46,6 +46,7 @@ class Simulation {
   void SumUp(const std::vector<NodeOutcome>& outcomes, RoundRecord* record);
   absl::Status FinishRound(RoundRecord record);
   absl::StatusOr<SimulationEvent> NextEvent();
+  float CentralizedLearningRate() const;
   absl::Status RunCentralized();
   absl::Status Conclude();
   void FillSettings();
@@ -313,6 +314,11 @@ absl::Status Simulation::FinishRound(RoundRecord record) {
   return absl::OkStatus();
 }
 
+float Simulation::CentralizedLearningRate() const {
+  if (options_.centralized_learning_rate > 0) return options_.centralized_learning_rate;
+  return plan_.learning_rate / std::sqrt(static_cast<float>(plan_.nodes_per_round));
+}
+
 absl::Status Simulation::RunCentralized() {
   const double start = Seconds();
   CentralizedOptions reference;
@@ -320,7 +326,7 @@ absl::Status Simulation::RunCentralized() {
   reference.training.steps = plan_.rounds * reference.steps_per_round;
   reference.training.batch_size = plan_.batch_size;
   reference.training.length = plan_.length;
-  reference.training.learning_rate.peak = plan_.learning_rate;
+  reference.training.learning_rate.peak = CentralizedLearningRate();
   reference.training.learning_rate.final_fraction = plan_.final_learning_rate_fraction;
   reference.training.learning_rate.total_steps = reference.training.steps;
   reference.training.adamw.weight_decay = plan_.weight_decay;
@@ -377,6 +383,16 @@ void Simulation::FillSettings() {
       absl::StrFormat("%d steps of %d x %d tokens, AdamW, learning rate %g falling to %g",
                       plan_.steps, plan_.batch_size, plan_.length, plan_.learning_rate,
                       plan_.learning_rate * plan_.final_learning_rate_fraction));
+  if (plan_.completion_weight != 1) {
+    add("loss", absl::StrFormat("a completion's token counts %g times a plain text's",
+                                plan_.completion_weight));
+  }
+  if (options_.centralized) {
+    add("centralised reference",
+        absl::StrFormat("as many steps on the pooled data, learning rate %.3g falling to %.3g",
+                        CentralizedLearningRate(),
+                        CentralizedLearningRate() * plan_.final_learning_rate_fraction));
+  }
   add("update encoding",
       plan_.codec.encoding == UpdateEncoding::kDenseFp16
           ? std::string("dense fp16")

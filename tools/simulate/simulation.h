@@ -31,6 +31,10 @@ struct SimulationOptions {
   v1::RunConfig run;          // nodes_per_round is capped to the nodes, min_nodes is their number
   int workers = 1;            // nodes trained at a time
   bool centralized = true;    // also train the reference on the pooled data
+  // Its learning rate of the first round. 0: the run's, divided by the square root of the cohort: a
+  // round averages over as many batches, and that is how Adam's rate goes with the batch size
+  // (Malladi et al. 2022).
+  float centralized_learning_rate = 0;
   bool keep_updates = false;  // write each node's encoded update to <out>/updates
   int64_t eval_tokens = 20'000;
   int64_t eval_tokens_per_node = 1000;

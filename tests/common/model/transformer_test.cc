@@ -274,6 +274,27 @@ TEST_F(TransformerTest, GradientIsAddedAndScaled) {
   }
 }
 
+TEST_F(TransformerTest, WeightsOfTargetsScaleTheirGradients) {
+  Batch batch = RandomBatch(1, 9, vocabulary());
+  Transformer transformer(tiny_.model(), &pool_);
+  const auto gradient_of = [&](std::vector<float> weights) {
+    batch.weights = std::move(weights);
+    std::vector<float> gradient(adapter_.values().size(), 0);
+    transformer.LossAndGradient(batch, adapter_, 1, absl::MakeSpan(gradient));
+    return gradient;
+  };
+  std::vector<float> first(9, 0.0f), rest(9, 1.0f), mixed(9, 1.0f);
+  for (size_t i = 0; i < 4; ++i) {
+    first[i] = 1;
+    rest[i] = 0;
+    mixed[i] = 20;
+  }
+  const std::vector<float> a = gradient_of(first), b = gradient_of(rest), c = gradient_of(mixed);
+  for (size_t i = 0; i < a.size(); ++i) {
+    EXPECT_NEAR(c[i], 20 * double{a[i]} + double{b[i]}, 1e-4 * (1 + std::abs(c[i])));
+  }
+}
+
 TEST_F(TransformerTest, RowsWithoutTargetsAddNothing) {
   const Batch batch = RandomBatch(2, 12, vocabulary());
   Batch padded;  // each row 7 longer, and one more row; none of it has targets

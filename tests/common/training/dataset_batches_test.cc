@@ -87,6 +87,18 @@ TEST(BatchSamplerTest, IsAFunctionOfTheSeed) {
   EXPECT_TRUE(differs);
 }
 
+TEST(BatchSamplerTest, WeighsTheTokensOfCompletions) {
+  Example completion = Named(2, 3);
+  completion.is_completion = true;
+  BatchSampler sampler({Named(1, 3), completion}, 1, 6, Rng(1), 20);
+  const Batch batch = sampler.Next();
+  ASSERT_EQ(batch.weights.size(), batch.tokens.size());
+  for (size_t i = 0; i < batch.tokens.size(); ++i) {
+    const size_t of_example = i / 3 * 3;
+    EXPECT_EQ(batch.weights[i], batch.tokens[of_example] == completion.tokens[0] ? 20.0f : 1.0f);
+  }
+}
+
 TEST(BatchSamplerTest, CutsWhatIsLongerThanARow) {
   BatchSampler sampler({Named(4, 9)}, 2, 5, Rng(1));
   const Batch batch = sampler.Next();
