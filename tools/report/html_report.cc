@@ -23,7 +23,7 @@ font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif
 main{max-width:1120px;margin:0 auto;padding:28px 20px 60px}
 h1{font-size:1.7rem;margin:0 0 4px}h2{font-size:1.1rem;margin:0 0 2px}
 .sub{color:var(--soft);margin:0 0 22px}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(165px,1fr));gap:12px;margin:0 0 20px}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(260px,1fr));gap:12px;margin:0 0 20px}
 .card,figure,section{background:var(--card);border:1px solid var(--line);border-radius:10px}
 .card{padding:12px 14px}.card .k{color:var(--soft);font-size:.85rem}
 .card .v{font-size:1.12rem;font-weight:600;line-height:1.25;margin:2px 0}
