@@ -2,11 +2,8 @@
 // compiler vectorizes them. All arithmetic is elementwise, so every target gives the same bits.
 #include "common/tensor/quantize.h"
 
-#include <algorithm>
-#include <cmath>
 #include <cstring>
 
-#include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -216,93 +213,6 @@ void Dequantize(DType type, const uint8_t* blocks, int64_t count, float* out) {
   FEDGE_CHECK(count >= 0 && count % BlockElements(type) == 0, count, " values of ",
               DTypeName(type));
   if (count > 0) HWY_DYNAMIC_DISPATCH(Decode)(type, blocks, count, out);
-}
-
-namespace {
-
-constexpr int64_t kBlock = 32;  // elements of a Q4_0 and Q8_0 block
-constexpr float kMaxHalf = 65504.0f;
-
-void StoreHalf(float value, uint8_t* out) {
-  const uint16_t half = FloatToHalf(value);
-  std::memcpy(out, &half, sizeof(half));
-}
-
-// 1 / d, or 0 where the quotient is no number: a scale that small is stored as 0 anyway.
-float InverseScale(float d) {
-  const float inverse = d == 0 ? 0.0f : 1.0f / d;
-  return std::isfinite(inverse) ? inverse : 0.0f;
-}
-
-void EncodeQ8_0(const float* x, float largest, uint8_t* out) {
-  const float d = std::fabs(largest) / 127.0f;
-  const float inverse = InverseScale(d);
-  StoreHalf(d, out);
-  for (int64_t j = 0; j < kBlock; ++j) {
-    out[2 + j] = static_cast<uint8_t>(static_cast<int8_t>(std::round(x[j] * inverse)));
-  }
-}
-
-void EncodeQ4_0(const float* x, float largest, uint8_t* out) {
-  const float d = largest / -8.0f;
-  const float inverse = InverseScale(d);
-  StoreHalf(d, out);
-  const auto code = [&](int64_t j) {
-    return static_cast<uint8_t>(std::min(15, static_cast<int>(x[j] * inverse + 8.5f)));
-  };
-  for (int64_t j = 0; j < kBlock / 2; ++j) {
-    out[2 + j] = static_cast<uint8_t>(code(j) | code(j + kBlock / 2) << 4);
-  }
-}
-
-// Blocks of 32 whose scale comes from the value of largest magnitude (the first of equals).
-absl::Status EncodeBlocks(DType type, absl::Span<const float> values, uint8_t* out) {
-  for (size_t first = 0; first < values.size(); first += kBlock, out += BlockBytes(type)) {
-    const float* const x = values.data() + first;
-    float largest = 0;
-    bool finite = true;
-    for (int64_t j = 0; j < kBlock; ++j) {
-      finite = finite && std::isfinite(x[j]);
-      if (std::fabs(x[j]) > std::fabs(largest)) largest = x[j];
-    }
-    const float scale = std::fabs(largest) / (type == DType::kQ8_0 ? 127.0f : 8.0f);
-    if (!finite || scale > kMaxHalf) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("values ", first, " to ", first + kBlock - 1, ": ",
-                       finite ? absl::StrCat("magnitude ", std::fabs(largest), " is too large")
-                              : "not all finite",
-                       " for ", DTypeName(type)));
-    }
-    type == DType::kQ8_0 ? EncodeQ8_0(x, largest, out) : EncodeQ4_0(x, largest, out);
-  }
-  return absl::OkStatus();
-}
-
-}  // namespace
-
-absl::Status Quantize(DType type, absl::Span<const float> values, uint8_t* out) {
-  FEDGE_CHECK(static_cast<int64_t>(values.size()) % BlockElements(type) == 0, values.size(),
-              " values of ", DTypeName(type));
-  switch (type) {
-    case DType::kF32:
-      if (!values.empty()) std::memcpy(out, values.data(), values.size() * sizeof(float));
-      return absl::OkStatus();
-    case DType::kF16:
-      for (size_t i = 0; i < values.size(); ++i) StoreHalf(values[i], out + 2 * i);
-      return absl::OkStatus();
-    case DType::kBF16:
-      for (size_t i = 0; i < values.size(); ++i) {
-        const uint16_t bits = FloatToBfloat16(values[i]);
-        std::memcpy(out + 2 * i, &bits, sizeof(bits));
-      }
-      return absl::OkStatus();
-    case DType::kQ8_0:
-    case DType::kQ4_0:
-      return EncodeBlocks(type, values, out);
-    default:
-      return absl::UnimplementedError(
-          absl::StrCat("no encoder for ", DTypeName(type), "; use F32, F16, BF16, Q8_0 or Q4_0"));
-  }
 }
 
 }  // namespace fedge

@@ -302,12 +302,5 @@ TEST(QuantizeTest, RejectsWhatABlockCannotHold) {
   }
 }
 
-TEST(QuantizeTest, NamesTypesWithAnEncoder) {
-  uint8_t out[144];
-  const absl::Status status = Quantize(DType::kQ4_K, std::vector<float>(256), out);
-  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("Q8_0 or Q4_0"));
-}
-
 }  // namespace
 }  // namespace fedge
