@@ -7,8 +7,6 @@
 namespace fedge {
 namespace {
 
-constexpr size_t kAlignment = 32;
-
 void WriteString(absl::string_view text, ByteWriter* out) {
   out->Write(static_cast<uint64_t>(text.size()));
   out->WriteBytes(text);
@@ -98,40 +96,64 @@ void GgufWriter::CopyValue(absl::string_view key, const GgufValue& value) {
   values_.WriteBytes(value.payload());
 }
 
-void GgufWriter::AddTensor(absl::string_view name, DType type, std::vector<int64_t> dims,
-                           std::string data) {
-  FEDGE_CHECK(!name.empty() && name.size() <= kMaxGgufTensorNameBytes, "tensor name ", name);
-  FEDGE_CHECK(!dims.empty() && dims.size() <= kMaxGgufDims, name);
-  GgufTensor shape;
-  shape.dims = dims;
-  FEDGE_CHECK(dims[0] % BlockElements(type) == 0, name);
-  const int64_t bytes = RowBytes(type, shape.num_elements());
-  FEDGE_CHECK(bytes > 0 && data.size() == static_cast<uint64_t>(bytes), "tensor ", name, ": ",
-              data.size(), " bytes instead of ", bytes);
-  FEDGE_CHECK(tensor_names_.insert(std::string(name)).second, "tensor ", name, " is added twice");
-  tensors_.push_back({std::string(name), type, std::move(dims), std::move(data)});
+int64_t GgufTensorShape::num_elements() const {
+  int64_t product = 1;
+  for (const int64_t dim : dims) product *= dim;
+  return product;
 }
 
-std::string GgufWriter::Serialize() const {
+int64_t GgufTensorShape::bytes() const {
+  FEDGE_CHECK(!dims.empty() && dims[0] % BlockElements(type) == 0, name);
+  return RowBytes(type, num_elements());
+}
+
+void GgufWriter::AddTensor(absl::string_view name, DType type, std::vector<int64_t> dims,
+                           std::string data) {
+  GgufTensorShape tensor = {std::string(name), type, std::move(dims)};
+  FEDGE_CHECK(!tensor.dims.empty() && tensor.dims.size() <= kMaxGgufDims, name);
+  FEDGE_CHECK(data.size() == static_cast<uint64_t>(tensor.bytes()), "tensor ", name, ": ",
+              data.size(), " bytes instead of ", tensor.bytes());
+  FEDGE_CHECK(tensor_names_.insert(tensor.name).second, "tensor ", name, " is added twice");
+  tensors_.push_back(std::move(tensor));
+  data_.push_back(std::move(data));
+}
+
+std::string GgufWriter::SerializeHead(absl::Span<const GgufTensorShape> tensors) const {
+  FEDGE_CHECK(tensors_.empty());
+  return Head(tensors);
+}
+
+std::string GgufWriter::Head(absl::Span<const GgufTensorShape> tensors) const {
   ByteWriter out;
   out.WriteBytes("GGUF");
   out.Write(uint32_t{3});
-  out.Write(static_cast<uint64_t>(tensors_.size()));
+  out.Write(static_cast<uint64_t>(tensors.size()));
   out.Write(static_cast<uint64_t>(keys_.size()));
   out.WriteBytes(values_.bytes());
   uint64_t offset = 0;
-  for (const Tensor& tensor : tensors_) {
+  for (const GgufTensorShape& tensor : tensors) {
+    const int64_t bytes = tensor.bytes();
+    FEDGE_CHECK(!tensor.name.empty() && tensor.name.size() <= kMaxGgufTensorNameBytes,
+                "tensor name ", tensor.name);
+    FEDGE_CHECK(bytes > 0 && tensor.dims.size() <= kMaxGgufDims, tensor.name);
     WriteString(tensor.name, &out);
     out.Write(static_cast<uint32_t>(tensor.dims.size()));
     for (const int64_t dim : tensor.dims) out.Write(dim);
     out.Write(static_cast<uint32_t>(tensor.type));
     out.Write(offset);
-    offset += (tensor.data.size() + kAlignment - 1) / kAlignment * kAlignment;
+    offset += (static_cast<uint64_t>(bytes) + kGgufWriterAlignment - 1) / kGgufWriterAlignment *
+              kGgufWriterAlignment;
   }
-  out.PadTo(kAlignment);
-  for (const Tensor& tensor : tensors_) {
-    out.WriteBytes(tensor.data);
-    out.PadTo(kAlignment);
+  out.PadTo(kGgufWriterAlignment);
+  return std::move(out).Take();
+}
+
+std::string GgufWriter::Serialize() const {
+  ByteWriter out;
+  out.WriteBytes(Head(tensors_));
+  for (const std::string& data : data_) {
+    out.WriteBytes(data);
+    out.PadTo(kGgufWriterAlignment);
   }
   return std::move(out).Take();
 }

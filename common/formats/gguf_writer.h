@@ -1,5 +1,5 @@
 // Writes GGUF v3 files: metadata in the order it was set, tensors aligned to 32 bytes. The whole
-// file is built in memory.
+// file is built in memory; for tensors that come one after the other see gguf_file_writer.h.
 #ifndef FEDGE_COMMON_FORMATS_GGUF_WRITER_H_
 #define FEDGE_COMMON_FORMATS_GGUF_WRITER_H_
 
@@ -17,6 +17,19 @@
 #include "common/tensor/dtype.h"
 
 namespace fedge {
+
+// What a file's directory says about a tensor. dims in ggml order (dims[0] contiguous, a multiple
+// of BlockElements(type)).
+struct GgufTensorShape {
+  std::string name;
+  DType type = DType::kF32;
+  std::vector<int64_t> dims;
+
+  int64_t num_elements() const;
+  int64_t bytes() const;  // CHECKs that rows are whole blocks
+};
+
+inline constexpr size_t kGgufWriterAlignment = 32;
 
 // Setting a key or adding a tensor twice, or a name too long for a reader, is a CHECK.
 class GgufWriter {
@@ -36,17 +49,17 @@ class GgufWriter {
   // dims in ggml order (dims[0] contiguous); data.size() must be the tensor's exact size (CHECK).
   void AddTensor(absl::string_view name, DType type, std::vector<int64_t> dims, std::string data);
 
+  // Everything before the data of `tensors`: header, metadata and directory, padded; tensor data is
+  // to follow in the same order, each padded to kGgufWriterAlignment. Not for a writer with tensors
+  // of its own (CHECK).
+  std::string SerializeHead(absl::Span<const GgufTensorShape> tensors) const;
+
   std::string Serialize() const;
   // Atomic: the whole file or nothing.
   absl::Status WriteFile(absl::string_view path, Env& env) const;
 
  private:
-  struct Tensor {
-    std::string name;
-    DType type;
-    std::vector<int64_t> dims;
-    std::string data;
-  };
+  std::string Head(absl::Span<const GgufTensorShape> tensors) const;
   void StartValue(absl::string_view key);
   template <typename T>
   void SetScalar(absl::string_view key, GgufType type, T value);
@@ -56,7 +69,8 @@ class GgufWriter {
   absl::flat_hash_set<std::string> keys_;
   ByteWriter values_;
   absl::flat_hash_set<std::string> tensor_names_;
-  std::vector<Tensor> tensors_;
+  std::vector<GgufTensorShape> tensors_;
+  std::vector<std::string> data_;  // of tensors_
 };
 
 }  // namespace fedge
