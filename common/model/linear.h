@@ -12,15 +12,10 @@
 #include "absl/types/span.h"
 #include "common/base/thread_pool.h"
 #include "common/tensor/dtype.h"
+#include "common/tensor/linear_group.h"
 #include "common/tensor/matmul.h"
 
 namespace fedge {
-
-// One adapter's factors of a layer.
-struct LoraFactors {
-  const float* a = nullptr;   // [rank, in]
-  const float* bt = nullptr;  // B transposed, [rank, out]
-};
 
 struct Linear {
   WeightMatrix weight;            // [out, in]
@@ -28,23 +23,15 @@ struct Linear {
   int64_t rank = 0;               // of every branch; 0: no adapter
   float scale = 0;                // alpha / rank
   std::vector<LoraFactors> lora;  // one for each branch of rows; empty when rank is 0
+  // Of the products with `weight`; in a group the first layer's counts for all.
+  Precision precision = Precision::kFloat32;
 };
 
 // Where gradients are added; null: not wanted.
-struct LoraFactorsGradient {
-  float* a = nullptr;   // [rank, in]
-  float* bt = nullptr;  // [rank, out]
-};
 struct LinearGradient {
   float* weight = nullptr;                // [out, in]
   float* bias = nullptr;                  // [out]
   std::vector<LoraFactorsGradient> lora;  // as Linear::lora, or empty: none wanted
-};
-
-// Rows of a call and whose they are: branch i owns the rows [ends[i-1], ends[i]), ends.back() == t.
-struct LinearRows {
-  int64_t t = 0;
-  absl::Span<const int64_t> ends;
 };
 
 // What one layer of a group reads and writes.

@@ -137,25 +137,121 @@ TEST_P(MatMulTest, AgreesWithTheNaiveProductForRaggedDenseShapes) {
 TEST_P(MatMulTest, GivesTheSameBytesForAnyNumberOfThreads) {
   const TestWeight w = MakeWeight(DType::kQ8_0, 600, 544, 3);
   const std::vector<float> x = RandomFloats(130 * 544, 4);
-  std::vector<std::vector<float>> results;
-  for (const int threads : {1, 2, 3, 5}) {
-    ThreadPool pool(threads);
-    results.emplace_back(130 * 600);
-    MatMulForward(w.view, x.data(), 130, 1.0f, Accumulate::kNo, results.back().data(), pool);
+  const std::vector<float> dy = RandomFloats(130 * 600, 5);
+  for (const Precision precision : {Precision::kFloat32, Precision::kBFloat16}) {
+    std::vector<std::vector<float>> forward, backward;
+    for (const int threads : {1, 2, 3, 5}) {
+      ThreadPool pool(threads);
+      forward.emplace_back(130 * 600);
+      backward.emplace_back(130 * 544);
+      MatMulForward(w.view, x.data(), 130, 1.0f, Accumulate::kNo, forward.back().data(), pool,
+                    precision);
+      MatMulBackward(w.view, dy.data(), 130, 1.0f, Accumulate::kNo, backward.back().data(), pool,
+                     precision);
+      EXPECT_EQ(forward.back(), forward.front());
+      EXPECT_EQ(backward.back(), backward.front());
+    }
   }
-  for (const auto& result : results) EXPECT_EQ(result, results.front());
 }
 
+// Up to kMaxVectorRows rows are summed in another order than more rows.
 TEST_P(MatMulTest, RowsDoNotDependOnTheirNeighbours) {
-  const TestWeight w = MakeWeight(DType::kQ4_0, 96, 256, 3);
-  const std::vector<float> x = RandomFloats(31 * 256, 4);
+  constexpr int64_t kIn = 256, kOut = 96, kRows = 31;
+  const TestWeight w = MakeWeight(DType::kQ4_0, kOut, kIn, 3);
+  const std::vector<float> x = RandomFloats(kRows * kIn, 4);
   ThreadPool pool(1);
-  std::vector<float> all(31 * 96), one(96);
-  MatMulForward(w.view, x.data(), 31, 1.0f, Accumulate::kNo, all.data(), pool);
-  for (int64_t i = 0; i < 31; ++i) {
-    MatMulForward(w.view, x.data() + i * 256, 1, 1.0f, Accumulate::kNo, one.data(), pool);
-    EXPECT_EQ(one, std::vector<float>(all.begin() + i * 96, all.begin() + (i + 1) * 96)) << i;
+  const auto product = [&](int64_t first, int64_t count, Precision precision) {
+    std::vector<float> y(static_cast<size_t>(count * kOut));
+    MatMulForward(w.view, x.data() + first * kIn, count, 1.0f, Accumulate::kNo, y.data(), pool,
+                  precision);
+    return y;
+  };
+  for (const Precision precision : {Precision::kFloat32, Precision::kBFloat16}) {
+    const std::vector<float> all = product(0, kRows, precision);
+    for (int64_t i = 0; i + 5 <= kRows; ++i) {
+      EXPECT_EQ(product(i, 5, precision),
+                std::vector<float>(all.begin() + i * kOut, all.begin() + (i + 5) * kOut))
+          << i;
+    }
   }
+  const std::vector<float> four = product(0, kMaxVectorRows, Precision::kFloat32);
+  for (int64_t i = 0; i < kMaxVectorRows; ++i) {
+    EXPECT_EQ(product(i, 1, Precision::kFloat32),
+              std::vector<float>(four.begin() + i * kOut, four.begin() + (i + 1) * kOut))
+        << i;
+  }
+}
+
+// Largest |got - want| over its bound: both factors of each product rounded to bf16 (relative error
+// 2^-9 each, hence 2^-8 + 2^-18), and the sum of k of them in fp32, in any order, to k * 2^-24.
+template <typename A, typename B>
+double WorstOfBound(const std::vector<float>& got, int64_t m, int64_t n, int64_t k, A a, B b) {
+  const std::vector<double> want = NaiveProduct(m, n, k, a, b, 1.0, 0.0);
+  const std::vector<double> magnitude = NaiveProduct(
+      m, n, k, [&](int64_t i, int64_t l) { return std::fabs(a(i, l)); },
+      [&](int64_t l, int64_t j) { return std::fabs(b(l, j)); }, 1.0, 0.0);
+  const double relative = 0x1p-8 + 0x1p-18 + static_cast<double>(k + 1) * 0x1.02p-24;
+  double worst = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    const double error = std::fabs(static_cast<double>(got[i]) - want[i]);
+    worst = std::max(worst, error / (relative * magnitude[i]));
+  }
+  return worst;
+}
+
+TEST_P(MatMulTest, StaysWithinTheBoundOfBfloat16ForEveryType) {
+  ThreadPool pool(2);
+  for (const DType type :
+       {DType::kF32, DType::kF16, DType::kBF16, DType::kQ4_0, DType::kQ4_1, DType::kQ5_0,
+        DType::kQ5_1, DType::kQ8_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K}) {
+    SCOPED_TRACE(DTypeName(type));
+    constexpr int64_t kT = 39, kOut = 101, kIn = 512;
+    const TestWeight w = MakeWeight(type, kOut, kIn, 7);
+    const std::vector<float> x = RandomFloats(kT * kIn, 1), dy = RandomFloats(kT * kOut, 2);
+    const auto weight = [&](int64_t r, int64_t c) {
+      return double{w.dense[static_cast<size_t>(r * kIn + c)]};
+    };
+    const auto weight_t = [&](int64_t c, int64_t r) { return weight(r, c); };
+    const auto x_at = [&](int64_t i, int64_t c) {
+      return double{x[static_cast<size_t>(i * kIn + c)]};
+    };
+    const auto dy_at = [&](int64_t i, int64_t r) {
+      return double{dy[static_cast<size_t>(i * kOut + r)]};
+    };
+    std::vector<float> y(kT * kOut, NAN), dx(kT * kIn, NAN);
+    MatMulForward(w.view, x.data(), kT, 1.0f, Accumulate::kNo, y.data(), pool,
+                  Precision::kBFloat16);
+    MatMulBackward(w.view, dy.data(), kT, 1.0f, Accumulate::kNo, dx.data(), pool,
+                   Precision::kBFloat16);
+    const double forward = WorstOfBound(y, kT, kOut, kIn, x_at, weight_t);
+    const double backward = WorstOfBound(dx, kT, kIn, kOut, dy_at, weight);
+    EXPECT_LT(forward, 1.0);
+    EXPECT_LT(backward, 1.0);
+    // Rounding that leaves no trace did not happen.
+    if (HasBFloat16Dot()) {
+      EXPECT_GT(forward, 0.01);
+      EXPECT_GT(backward, 0.01);
+    } else {
+      EXPECT_LT(forward, 0.01);
+    }
+  }
+}
+
+TEST_P(MatMulTest, AgreesWithTheNaiveProductForFewRows) {
+  ThreadPool pool(2);
+  for (const int64_t t : {1, 2, 3, 4}) {
+    for (const DType type : {DType::kF32, DType::kQ4_0, DType::kQ5_K, DType::kQ6_K}) {
+      CheckAllDirections(type, {.t = t, .rows = 1030, .cols = 256}, pool);
+    }
+    CheckAllDirections(DType::kF32, {.t = t, .rows = 3, .cols = 37}, pool);
+  }
+}
+
+TEST_P(MatMulTest, TakesAnEmptyDepthAsZero) {
+  ThreadPool pool(1);
+  std::vector<float> y(7 * 5, 3.0f);
+  MatMulForward(DenseView(nullptr, 5, 0), nullptr, 7, 1.0f, Accumulate::kNo, y.data(), pool);
+  EXPECT_EQ(y, std::vector<float>(7 * 5, 0.0f));
 }
 
 INSTANTIATE_TEST_SUITE_P(AllTargets, MatMulTest,
