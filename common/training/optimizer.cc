@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <utility>
 
 #include "common/base/status.h"
 
@@ -17,14 +18,7 @@
 namespace fedge {
 namespace {
 
-// The scalars of one step, and its arrays.
-struct AdamWStep {
-  float beta1, one_minus_beta1;
-  float beta2, one_minus_beta2;
-  float step_size;        // learning rate / (1 - beta1^t)
-  float root_correction;  // 1 / sqrt(1 - beta2^t)
-  float epsilon;
-  float decay;  // 1 - learning rate * weight decay
+struct AdamWStep : AdamWScalars {
   const float* gradient;
   float* m;
   float* v;
@@ -79,38 +73,67 @@ HWY_EXPORT(RunStep);
 }  // namespace
 
 AdamW::AdamW(int64_t size, const AdamWOptions& options)
-    : options_(options), m_(static_cast<size_t>(size)), v_(static_cast<size_t>(size)) {}
+    : AdamW(std::vector<ParameterGroup>{{size, 1.0f}}, options) {}
+
+AdamW::AdamW(std::vector<ParameterGroup> groups, const AdamWOptions& options)
+    : groups_(std::move(groups)), options_(options) {
+  FEDGE_CHECK(options.moment_bits == 32 || options.moment_bits == 8, "AdamW with moments of ",
+              options.moment_bits, " bits");
+  for (const ParameterGroup& group : groups_) {
+    if (options.moment_bits == 8) blocks_.emplace_back(group.size, size_);
+    size_ += group.size;
+  }
+  if (options.moment_bits == 8) return;
+  m_.resize(static_cast<size_t>(size_));
+  v_.resize(static_cast<size_t>(size_));
+}
 
 void AdamW::Step(absl::Span<const float> gradient, float learning_rate, absl::Span<float> values) {
-  FEDGE_CHECK(gradient.size() == m_.size() && values.size() == m_.size(), "AdamW of ", m_.size(),
-              " parameters: gradient ", gradient.size(), ", values ", values.size());
+  FEDGE_CHECK(gradient.size() == static_cast<size_t>(size_) && values.size() == gradient.size(),
+              "AdamW of ", size_, " parameters: gradient ", gradient.size(), ", values ",
+              values.size());
   ++steps_;
   const double t = static_cast<double>(steps_);
-  const double rate = learning_rate;
   AdamWStep step;
   step.beta1 = options_.beta1;
   step.one_minus_beta1 = static_cast<float>(1.0 - static_cast<double>(options_.beta1));
   step.beta2 = options_.beta2;
   step.one_minus_beta2 = static_cast<float>(1.0 - static_cast<double>(options_.beta2));
-  step.step_size =
-      static_cast<float>(rate / (1.0 - std::pow(static_cast<double>(options_.beta1), t)));
   step.root_correction =
       static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(static_cast<double>(options_.beta2), t)));
   step.epsilon = options_.epsilon;
-  step.decay = static_cast<float>(1.0 - rate * static_cast<double>(options_.weight_decay));
-  step.gradient = gradient.data();
-  step.m = m_.data();
-  step.v = v_.data();
-  step.values = values.data();
-  HWY_DYNAMIC_DISPATCH(RunStep)(step, m_.size());
+  int64_t begin = 0;
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    const double rate =
+        static_cast<double>(learning_rate) * static_cast<double>(groups_[i].rate_factor);
+    step.step_size =
+        static_cast<float>(rate / (1.0 - std::pow(static_cast<double>(options_.beta1), t)));
+    step.decay = static_cast<float>(1.0 - rate * static_cast<double>(options_.weight_decay));
+    step.gradient = gradient.data() + begin;
+    step.values = values.data() + begin;
+    if (options_.moment_bits == 8) {
+      blocks_[i].Step(step, steps_, step.gradient, step.values);
+    } else {
+      step.m = m_.data() + begin;
+      step.v = v_.data() + begin;
+      HWY_DYNAMIC_DISPATCH(RunStep)(step, static_cast<size_t>(groups_[i].size));
+    }
+    begin += groups_[i].size;
+  }
 }
 
 void AdamW::Restore(int64_t steps, absl::Span<const float> first_moment,
                     absl::Span<const float> second_moment) {
+  FEDGE_CHECK(options_.moment_bits == 32, "only fp32 moments can be restored");
   FEDGE_CHECK(steps >= 0 && first_moment.size() == m_.size() && second_moment.size() == v_.size());
   steps_ = steps;
   std::copy(first_moment.begin(), first_moment.end(), m_.begin());
   std::copy(second_moment.begin(), second_moment.end(), v_.begin());
+}
+
+int64_t AdamW::StateBytes(int64_t size, int moment_bits) {
+  if (moment_bits == 8) return BlockMoments::Bytes(size);
+  return 2 * size * static_cast<int64_t>(sizeof(float));
 }
 
 double ClipByGlobalNorm(double max_norm, absl::Span<float> gradient) {

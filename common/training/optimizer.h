@@ -1,4 +1,5 @@
-// AdamW over a flat fp32 buffer, gradient clipping and learning-rate schedules.
+// AdamW over a flat fp32 buffer, with its moments in fp32 or in 8 bits, gradient clipping and
+// learning-rate schedules.
 #ifndef FEDGE_COMMON_TRAINING_OPTIMIZER_H_
 #define FEDGE_COMMON_TRAINING_OPTIMIZER_H_
 
@@ -6,6 +7,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "common/training/block_moments.h"
 
 namespace fedge {
 
@@ -14,28 +16,43 @@ struct AdamWOptions {
   float beta2 = 0.999f;
   float epsilon = 1e-8f;
   float weight_decay = 0;  // decoupled (Loshchilov, Hutter 2019)
+  int moment_bits = 32;    // 32: fp32; 8: blocks of bytes (block_moments.h), a quarter the memory
+};
+
+// Parameters that follow each other in the flat buffer and learn at the same rate.
+struct ParameterGroup {
+  int64_t size = 0;
+  float rate_factor = 1;  // of the learning rate, also where it weighs the decay
 };
 
 // State for `size` parameters. Step k uses bias correction for k. Copyable (checkpoints).
 class AdamW {
  public:
   AdamW(int64_t size, const AdamWOptions& options);
+  AdamW(std::vector<ParameterGroup> groups, const AdamWOptions& options);
   // values -= learning_rate * (m_hat / (sqrt(v_hat) + eps) + weight_decay * values)
   // Kingma, Ba 2015, algorithm 1, with decoupled decay; corrections in double precision. Only exact
   // operations (no fused multiply-add): the same bits on every SIMD target.
   void Step(absl::Span<const float> gradient, float learning_rate, absl::Span<float> values);
   int64_t steps() const { return steps_; }
 
-  // The state, to write to a checkpoint and to read back (sizes must be this object's: CHECK).
+  // The state in fp32, to write to a checkpoint and to read back (sizes must be this object's:
+  // CHECK). Empty when the moments are in 8 bits.
   absl::Span<const float> first_moment() const { return m_; }
   absl::Span<const float> second_moment() const { return v_; }
   void Restore(int64_t steps, absl::Span<const float> first_moment,
                absl::Span<const float> second_moment);
 
+  // What the moments of `size` parameters take (a group's last block of bytes may be short).
+  static int64_t StateBytes(int64_t size, int moment_bits);
+
  private:
+  int64_t size_ = 0;
+  std::vector<ParameterGroup> groups_;
   AdamWOptions options_;
   int64_t steps_ = 0;
-  std::vector<float> m_, v_;
+  std::vector<float> m_, v_;          // moment_bits 32
+  std::vector<BlockMoments> blocks_;  // moment_bits 8: of each group
 };
 
 // Scales `gradient` so that its L2 norm is at most `max_norm` (0: no limit); returns the norm

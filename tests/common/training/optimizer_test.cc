@@ -111,6 +111,24 @@ TEST(AdamWTest, ContinuesFromARestoredState) {
   EXPECT_EQ(values, expected);
 }
 
+TEST(AdamWTest, AGroupLearnsAtItsOwnRate) {
+  const std::vector<float> gradient = RandomValues(40, 21);
+  std::vector<float> whole = RandomValues(40, 22);
+  std::vector<float> grouped = whole;
+  AdamWOptions options;
+  options.weight_decay = 0.1f;
+  AdamW slow(40, options);
+  AdamW both({{16, 1.0f}, {24, 8.0f}}, options);
+  std::vector<float> fast = whole;
+  AdamW eightfold(40, options);
+  for (int step = 0; step < 5; ++step) {
+    slow.Step(gradient, 1e-2f, absl::MakeSpan(whole));
+    eightfold.Step(gradient, 8e-2f, absl::MakeSpan(fast));
+    both.Step(gradient, 1e-2f, absl::MakeSpan(grouped));
+  }
+  for (size_t i = 0; i < 40; ++i) EXPECT_EQ(grouped[i], i < 16 ? whole[i] : fast[i]) << i;
+}
+
 TEST(ClipByGlobalNormTest, ScalesALongGradientToTheLimit) {
   std::vector<float> gradient = {3.0f, 4.0f};
   EXPECT_EQ(ClipByGlobalNorm(2.5, absl::MakeSpan(gradient)), 5.0);
