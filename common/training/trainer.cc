@@ -21,6 +21,18 @@ absl::Status CheckOptions(const TrainOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("a completion's weight must be above 0, not ", options.completion_weight));
   }
+  if (options.micro_batch < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a micro-batch of ", options.micro_batch, " rows; 0 means the whole batch"));
+  }
+  if (!(options.lora_plus_ratio > 0 && std::isfinite(options.lora_plus_ratio))) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the ratio of B's learning rate to A's must be above 0, not ", options.lora_plus_ratio));
+  }
+  if (options.adamw.moment_bits != 32 && options.adamw.moment_bits != 8) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "optimizer moments of ", options.adamw.moment_bits, " bits; known are 32 and 8"));
+  }
   return absl::OkStatus();
 }
 
@@ -40,6 +52,55 @@ std::vector<Example> Trainable(const std::vector<Example>& examples) {
     if (example.num_targets > 0) result.push_back(example);
   }
   return result;
+}
+
+// A and B of each module in turn, as the flat buffer has them.
+std::vector<ParameterGroup> FactorGroups(const LoraSpec& spec, float lora_plus_ratio) {
+  std::vector<ParameterGroup> groups;
+  for (const LoraModule& module : spec.modules()) {
+    groups.push_back({module.a_size(), 1.0f});
+    groups.push_back({module.b_size(), lora_plus_ratio});
+  }
+  return groups;
+}
+
+// Rows [first, first + rows) of `batch`, without the columns after their last target: nothing
+// learns from those.
+Batch RowsOf(const Batch& batch, int64_t first, int64_t rows) {
+  int64_t length = 0;
+  for (int64_t i = first * batch.length; i < (first + rows) * batch.length; ++i) {
+    if (batch.targets[static_cast<size_t>(i)] == kNoToken) continue;
+    length = std::max(length, i % batch.length + 1);
+  }
+  Batch part;
+  part.batch_size = rows;
+  part.length = length;
+  for (int64_t row = first; row < first + rows; ++row) {
+    const auto append = [&](const auto& from, auto& to) {
+      to.insert(to.end(), from.begin() + row * batch.length,
+                from.begin() + row * batch.length + length);
+    };
+    append(batch.tokens, part.tokens);
+    append(batch.targets, part.targets);
+    if (!batch.weights.empty()) append(batch.weights, part.weights);
+  }
+  return part;
+}
+
+// The batch's loss and gradient, at most `micro_batch` rows at once.
+LossSum AccumulateGradient(Transformer& transformer, const Batch& batch, int64_t micro_batch,
+                           const LoraAdapter& adapter, absl::Span<float> gradient) {
+  std::fill(gradient.begin(), gradient.end(), 0.0f);
+  const auto scale = static_cast<float>(1.0 / TotalWeight(batch));
+  if (micro_batch == 0 || micro_batch >= batch.batch_size) {
+    return transformer.LossAndGradient(batch, adapter, scale, gradient);
+  }
+  LossSum loss;
+  for (int64_t first = 0; first < batch.batch_size; first += micro_batch) {
+    const Batch part = RowsOf(batch, first, std::min(micro_batch, batch.batch_size - first));
+    if (part.length > 0) loss += transformer.LossAndGradient(part, adapter, scale, gradient);
+  }
+  return loss;
 }
 
 absl::Status NotFinite(absl::string_view what, int64_t step, float learning_rate) {
@@ -66,14 +127,13 @@ absl::StatusOr<TrainResult> TrainAdapter(Transformer& transformer,
   }
   BatchSampler sampler(std::move(trainable), options.batch_size, options.length,
                        Rng::Stream(options.seed, "batches"), options.completion_weight);
-  AdamW adamw(adapter.spec().num_parameters(), options.adamw);
+  AdamW adamw(FactorGroups(adapter.spec(), options.lora_plus_ratio), options.adamw);
   std::vector<float> gradient(adapter.values().size());
   double loss_sum = 0;
   for (int64_t step = 1; step <= options.steps; ++step) {
     const Batch batch = sampler.Next();
-    std::fill(gradient.begin(), gradient.end(), 0.0f);
-    const LossSum loss = transformer.LossAndGradient(
-        batch, adapter, static_cast<float>(1.0 / TotalWeight(batch)), absl::MakeSpan(gradient));
+    const LossSum loss = AccumulateGradient(transformer, batch, options.micro_batch, adapter,
+                                            absl::MakeSpan(gradient));
     const float rate = options.learning_rate.At(step - 1);
     if (!std::isfinite(loss.nats)) return NotFinite("loss", step, rate);
     const double norm = ClipByGlobalNorm(options.clip_norm, absl::MakeSpan(gradient));

@@ -19,9 +19,11 @@ namespace fedge {
 struct TrainOptions {
   int64_t steps = 0;
   int64_t batch_size = 4;
+  int64_t micro_batch = 0;      // rows in one pass, gradients add up to the batch's; 0: all
   int64_t length = 256;         // tokens a row
   float completion_weight = 1;  // in the loss: a target of a completion beside one of plain text
   LearningRate learning_rate;
+  float lora_plus_ratio = 1;  // B's learning rate, in A's (LoRA+: Hayou, Ghosh, Yu 2024, say 16)
   AdamWOptions adamw;
   double clip_norm = 1.0;
   uint64_t seed = 0;
@@ -44,7 +46,8 @@ struct TrainResult {
 };
 
 // Trains `adapter` in place. `on_step` (may be empty) returns false to stop early (Cancelled).
-// FailedPrecondition: no example has a trained token. Internal: the loss is not finite (names the
+// FailedPrecondition: no example has a trained token. InvalidArgument: an option is out of range.
+// Internal: the loss is not finite (names the
 // step).
 absl::StatusOr<TrainResult> TrainAdapter(Transformer& transformer,
                                          const std::vector<Example>& examples,

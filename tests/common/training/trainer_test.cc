@@ -80,6 +80,55 @@ TEST_F(TrainerTest, GivesTheSameBitsForAnyNumberOfThreads) {
   EXPECT_EQ(one.values(), two.values());
 }
 
+TEST_F(TrainerTest, MicroBatchesGiveTheWholeBatchsResultWithinRounding) {
+  options_.batch_size = 5;
+  options_.steps = 4;
+  LoraAdapter whole = NewAdapter();
+  const absl::StatusOr<TrainResult> expected = Train(whole);
+  ASSERT_TRUE(expected.ok()) << expected.status();
+  for (const int64_t micro_batch : {1, 2, 4}) {
+    options_.micro_batch = micro_batch;
+    LoraAdapter parts = NewAdapter();
+    const absl::StatusOr<TrainResult> result = Train(parts);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(result->num_tokens, expected->num_tokens);
+    EXPECT_NEAR(result->last_loss, expected->last_loss, 2e-5 * expected->last_loss);
+    EXPECT_NEAR(result->first_loss, expected->first_loss, 1e-6 * expected->first_loss);
+  }
+}
+
+TEST_F(TrainerTest, MomentsInBytesTrainAsWellAsFp32Ones) {
+  options_.steps = 300;
+  options_.learning_rate.peak = 5e-3f;
+  LoraAdapter exact = NewAdapter();
+  const absl::StatusOr<TrainResult> expected = Train(exact);
+  options_.adamw.moment_bits = 8;
+  LoraAdapter coded = NewAdapter();
+  const absl::StatusOr<TrainResult> result = Train(coded);
+  ASSERT_TRUE(expected.ok() && result.ok()) << result.status();
+  EXPECT_LT(expected->mean_loss, 0.1 * expected->first_loss);  // there was something to learn
+  EXPECT_NEAR(result->mean_loss, expected->mean_loss, 0.01 * expected->mean_loss);
+  LoraAdapter again = NewAdapter();
+  ASSERT_TRUE(Train(again, 3).ok());
+  EXPECT_EQ(again.values(), coded.values());
+}
+
+TEST_F(TrainerTest, LoraPlusMovesBByTheRatioInTheFirstStep) {
+  options_.steps = 1;
+  options_.clip_norm = 0;
+  LoraAdapter plain = NewAdapter();
+  ASSERT_TRUE(Train(plain).ok());
+  options_.lora_plus_ratio = 16;
+  LoraAdapter plus = NewAdapter();
+  ASSERT_TRUE(Train(plus).ok());
+  for (int64_t i = 0; i < static_cast<int64_t>(plain.spec().modules().size()); ++i) {
+    EXPECT_EQ(plain.a(i), plus.a(i));
+    for (size_t j = 0; j < plain.b(i).size(); ++j) {
+      EXPECT_NEAR(plus.b(i)[j], 16 * plain.b(i)[j], 1e-6f) << i << " " << j;  // B began at zero
+    }
+  }
+}
+
 TEST_F(TrainerTest, StopsWhenAsked) {
   LoraAdapter adapter = NewAdapter();
   const absl::Status status =
@@ -111,6 +160,15 @@ TEST_F(TrainerTest, RefusesOptionsOutOfRangeAndAForeignAdapter) {
   options_.steps = 0;
   EXPECT_EQ(Train(adapter).status().code(), absl::StatusCode::kInvalidArgument);
   options_.steps = 1;
+  options_.adamw.moment_bits = 16;
+  EXPECT_EQ(Train(adapter).status().code(), absl::StatusCode::kInvalidArgument);
+  options_.adamw.moment_bits = 32;
+  options_.lora_plus_ratio = 0;
+  EXPECT_EQ(Train(adapter).status().code(), absl::StatusCode::kInvalidArgument);
+  options_.lora_plus_ratio = 1;
+  options_.micro_batch = -1;
+  EXPECT_EQ(Train(adapter).status().code(), absl::StatusCode::kInvalidArgument);
+  options_.micro_batch = 0;
   LoraAdapter foreign(
       LoraSpec::Create("llama", 8, {{"blk.9.attn_q.weight", 32, 32, 4, 0}}).value());
   EXPECT_EQ(Train(foreign).status().code(), absl::StatusCode::kFailedPrecondition);
