@@ -30,105 +30,151 @@ void ForEachTask(int64_t count, ThreadPool& pool, const Task& task) {
   });
 }
 
-// The views of one task: row i of a query head at q + i * q_stride, of the key head at
-// k + i * kv_stride.
+// What one task works on: the query heads that share one key/value head of one sequence. Keys
+// before `first_key`, which no query sees, are left out of its scratch memory.
 struct HeadViews {
   HeadViews(const AttentionShape& s, int64_t task)
       : batch(task / s.kv_heads),
         kv_head(task % s.kv_heads),
         group(s.heads / s.kv_heads),
-        q_stride(s.heads * s.head_dim),
-        kv_stride(s.kv_heads * s.head_dim),
         keys(s.past + s.length),
-        padded_keys(RoundUp(keys, kKeyMultiple)),
-        kv_offset(batch * keys * kv_stride + kv_head * s.head_dim),
-        length(s.length),
-        heads(s.heads),
-        head_dim(s.head_dim) {}
+        first_key(FirstKey(s, 0)),
+        padded_keys(PaddedKeys(s)),
+        shape(s) {}
+
+  // The first key that the query block at `begin` scores, a multiple of kKeyMultiple.
+  static int64_t FirstKey(const AttentionShape& s, int64_t begin) {
+    if (s.window == 0) return 0;
+    const int64_t key = std::max<int64_t>(0, s.past + begin - s.window + 1);
+    return key / kKeyMultiple * kKeyMultiple;
+  }
+  static int64_t PaddedKeys(const AttentionShape& s) {
+    return RoundUp(s.past + s.length - FirstKey(s, 0), kKeyMultiple);
+  }
 
   int64_t head(int64_t g) const { return kv_head * group + g; }
-  int64_t QueryOffset(int64_t g, int64_t row) const {
-    return (batch * length + row) * q_stride + head(g) * head_dim;
+  int64_t QueryRow(int64_t row) const { return batch * shape.length + row; }
+  // Where row i of query head g is in a matrix of the queries, keys or values.
+  template <typename RowsView>
+  auto* Query(const RowsView& q, int64_t g, int64_t row) const {
+    return q.data + QueryRow(row) * q.stride + head(g) * shape.head_dim;
   }
-  int64_t LseOffset(int64_t g, int64_t row) const {
-    return (batch * length + row) * heads + head(g);
+  template <typename RowsView>
+  auto* Key(const RowsView& k, int64_t row) const {
+    return k.data + (batch * keys + row) * k.stride + kv_head * shape.head_dim;
   }
+  int64_t LseOffset(int64_t g, int64_t row) const { return QueryRow(row) * shape.heads + head(g); }
 
-  int64_t batch, kv_head, group, q_stride, kv_stride, keys, padded_keys, kv_offset;
-  int64_t length, heads, head_dim;
+  int64_t batch, kv_head, group, keys, first_key, padded_keys;
+  const AttentionShape& shape;
 };
 
-// xt [head_dim, padded_keys] = the head's keys or values, transposed, padded with zeros.
-void TransposeHead(const HeadViews& view, const float* x, float* xt) {
-  for (int64_t d = 0; d < view.head_dim; ++d) {
-    std::fill(xt + d * view.padded_keys + view.keys, xt + (d + 1) * view.padded_keys, 0.0f);
+// One block of queries of one head, and the keys [first, end) that some of them sees.
+struct Block {
+  Block(const HeadViews& view, int64_t g_in, int64_t begin_in)
+      : g(g_in),
+        begin(begin_in),
+        rows(std::min(kQueryBlock, view.shape.length - begin_in)),
+        first(HeadViews::FirstKey(view.shape, begin_in)),
+        end(view.shape.past + begin_in + rows),
+        past(view.shape.past),
+        window(view.shape.window) {}
+
+  int64_t keys() const { return end - first; }
+  // The scores of row r that count: [from, to) of its keys.
+  int64_t To(int64_t r) const { return past + begin + r + 1 - first; }
+  int64_t From(int64_t r) const { return window == 0 ? 0 : std::max<int64_t>(0, To(r) - window); }
+
+  int64_t g, begin, rows, first, end, past, window;
+};
+
+// xt [head_dim, padded_keys] = the head's keys or values from first_key on, transposed, padded with
+// zeros.
+void TransposeHead(const HeadViews& view, ConstRows x, float* xt) {
+  const int64_t count = view.keys - view.first_key;
+  for (int64_t d = 0; d < view.shape.head_dim; ++d) {
+    std::fill(xt + d * view.padded_keys + count, xt + (d + 1) * view.padded_keys, 0.0f);
   }
-  Transpose(x + view.kv_offset, view.kv_stride, view.keys, view.head_dim, xt, view.padded_keys);
+  Transpose(view.Key(x, view.first_key), x.stride, count, view.shape.head_dim, xt,
+            view.padded_keys);
 }
 
-// out [rows, padded_keys] = x_block * xt over the first `keys` keys (rounded up).
-void TimesTransposed(const HeadViews& view, const float* x_block, int64_t rows, int64_t keys,
-                     const float* xt, float* out) {
+// out [rows, padded_keys] = x_block * xt over the block's keys (rounded up).
+void TimesTransposed(const HeadViews& view, const Block& block, const float* x_block,
+                     int64_t x_stride, const float* xt, float* out) {
   SmallMatMulShape shape;
-  shape.m = rows;
-  shape.n = RoundUp(keys, kKeyMultiple);
-  shape.k = view.head_dim;
-  shape.a_row = view.q_stride;
+  shape.m = block.rows;
+  shape.n = RoundUp(block.keys(), kKeyMultiple);
+  shape.k = view.shape.head_dim;
+  shape.a_row = x_stride;
   shape.b_row = shape.c_row = view.padded_keys;
-  SmallMatMul(shape, x_block, xt, out);
+  SmallMatMul(shape, x_block, xt + (block.first - view.first_key), out);
 }
 
-// out rows (stride q_stride) = weights [rows, keys] * head rows of x
-void TimesHead(const HeadViews& view, const float* weights, int64_t rows, int64_t keys,
-               const float* x, float* out) {
+// out rows = weights [rows, keys] * head rows of x
+void TimesHead(const HeadViews& view, const Block& block, const float* weights, ConstRows x,
+               float* out, int64_t out_stride) {
   SmallMatMulShape shape;
-  shape.m = rows;
-  shape.n = view.head_dim;
-  shape.k = keys;
+  shape.m = block.rows;
+  shape.n = view.shape.head_dim;
+  shape.k = block.keys();
   shape.a_row = view.padded_keys;
-  shape.b_row = view.kv_stride;
-  shape.c_row = view.q_stride;
-  SmallMatMul(shape, weights, x + view.kv_offset, out);
+  shape.b_row = x.stride;
+  shape.c_row = out_stride;
+  SmallMatMul(shape, weights, view.Key(x, block.first), out);
 }
 
 // head rows of dx += weights^T [keys, rows] * x_block
-void AddTransposedTimes(const HeadViews& view, const float* weights, int64_t rows, int64_t keys,
-                        const float* x_block, float* dx) {
+void AddTransposedTimes(const HeadViews& view, const Block& block, const float* weights,
+                        const float* x_block, int64_t x_stride, Rows dx) {
   SmallMatMulShape shape;
-  shape.m = keys;
-  shape.n = view.head_dim;
-  shape.k = rows;
+  shape.m = block.keys();
+  shape.n = view.shape.head_dim;
+  shape.k = block.rows;
   shape.a_row = 1;
   shape.a_col = view.padded_keys;
-  shape.b_row = view.q_stride;
-  shape.c_row = view.kv_stride;
+  shape.b_row = x_stride;
+  shape.c_row = dx.stride;
   shape.accumulate = true;
-  SmallMatMul(shape, weights, x_block, dx + view.kv_offset);
+  SmallMatMul(shape, weights, x_block, view.Key(dx, block.first));
 }
 
-void ForwardBlock(const AttentionShape& s, const HeadViews& view, int64_t g, int64_t begin,
-                  const float* q, const float* k, const float* kt, const float* v, float* scores,
-                  float* out, float* lse) {
-  const int64_t rows = std::min(kQueryBlock, s.length - begin);
-  const int64_t keys = s.past + begin + rows;
-  const float* const q_block = q + view.QueryOffset(g, begin);
+// The weights of keys that a row does not see.
+void ClearUnseen(const Block& block, int64_t r, float* row) {
+  std::fill(row, row + block.From(r), 0.0f);
+  std::fill(row + block.To(r), row + block.keys(), 0.0f);
+}
+
+struct ForwardCall {
+  ConstRows q, k, v;
+  Rows out;
+  float* lse;
+};
+
+// `kt` is null when there are too few queries to transpose keys for.
+void ForwardBlock(const HeadViews& view, const Block& block, const ForwardCall& call,
+                  const float* kt, float* scores) {
+  const AttentionShape& s = view.shape;
   if (kt != nullptr) {
-    TimesTransposed(view, q_block, rows, keys, kt, scores);
-  } else {
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t j = 0; j < keys; ++j) {
-        scores[r * view.padded_keys + j] = RowDot(
-            q_block + r * view.q_stride, k + view.kv_offset + j * view.kv_stride, s.head_dim);
+    TimesTransposed(view, block, view.Query(call.q, block.g, block.begin), call.q.stride, kt,
+                    scores);
+  }
+  for (int64_t r = 0; r < block.rows; ++r) {
+    float* const row = scores + r * view.padded_keys;
+    const int64_t from = block.From(r);
+    const int64_t to = block.To(r);
+    if (kt == nullptr) {
+      const float* const query = view.Query(call.q, block.g, block.begin + r);
+      for (int64_t j = from; j < to; ++j) {
+        row[j] = RowDot(query, view.Key(call.k, block.first + j), s.head_dim);
       }
     }
+    call.lse[view.LseOffset(block.g, block.begin + r)] =
+        static_cast<float>(SoftmaxRow(s.scale, 1, to - from, row + from));
+    ClearUnseen(block, r, row);
   }
-  for (int64_t r = 0; r < rows; ++r) {
-    float* const row = scores + r * view.padded_keys;
-    const int64_t seen = s.past + begin + r + 1;
-    lse[view.LseOffset(g, begin + r)] = static_cast<float>(SoftmaxRow(s.scale, 1, seen, row));
-    std::fill(row + seen, row + keys, 0.0f);
-  }
-  TimesHead(view, scores, rows, keys, v, out + view.QueryOffset(g, begin));
+  TimesHead(view, block, scores, call.v, view.Query(call.out, block.g, block.begin),
+            call.out.stride);
 }
 
 // Pieces of scratch memory of one backward task.
@@ -136,45 +182,56 @@ struct BackwardScratch {
   float *kt, *vt, *p, *ds;
 };
 
-void BackwardBlock(const AttentionShape& s, const HeadViews& view, int64_t g, int64_t begin,
-                   const AttentionForwardValues& f, const float* dout, const BackwardScratch& mine,
-                   float* dq, float* dk, float* dv) {
-  const int64_t rows = std::min(kQueryBlock, s.length - begin);
-  const int64_t keys = begin + rows;
-  const int64_t at = view.QueryOffset(g, begin);
-  TimesTransposed(view, f.q + at, rows, keys, mine.kt, mine.p);
-  TimesTransposed(view, dout + at, rows, keys, mine.vt, mine.ds);
-  for (int64_t r = 0; r < rows; ++r) {
+struct BackwardCall {
+  const AttentionForwardValues& forward;
+  ConstRows out, dout;
+  const AttentionGradients& gradients;
+};
+
+void BackwardBlock(const HeadViews& view, const Block& block, const BackwardCall& call,
+                   const BackwardScratch& mine) {
+  const AttentionShape& s = view.shape;
+  const AttentionForwardValues& f = call.forward;
+  const float* const q = view.Query(f.q, block.g, block.begin);
+  const float* const dout = view.Query(call.dout, block.g, block.begin);
+  TimesTransposed(view, block, q, f.q.stride, mine.kt, mine.p);
+  TimesTransposed(view, block, dout, call.dout.stride, mine.vt, mine.ds);
+  for (int64_t r = 0; r < block.rows; ++r) {
     float* const p_row = mine.p + r * view.padded_keys;
     float* const ds_row = mine.ds + r * view.padded_keys;
-    const int64_t seen = begin + r + 1;
-    const int64_t query = at + r * view.q_stride;
-    ExpRow(s.scale, f.lse[view.LseOffset(g, begin + r)], seen, p_row);
-    const float delta = RowDot(dout + query, f.out + query, s.head_dim);
-    SoftmaxRowBackward(p_row, delta, s.scale, seen, ds_row);
-    std::fill(p_row + seen, p_row + keys, 0.0f);
-    std::fill(ds_row + seen, ds_row + keys, 0.0f);
+    const int64_t from = block.From(r);
+    const int64_t seen = block.To(r) - from;
+    const int64_t query = block.begin + r;
+    ExpRow(s.scale, f.lse[view.LseOffset(block.g, query)], seen, p_row + from);
+    const float delta = RowDot(view.Query(call.dout, block.g, query),
+                               view.Query(call.out, block.g, query), s.head_dim);
+    SoftmaxRowBackward(p_row + from, delta, s.scale, seen, ds_row + from);
+    ClearUnseen(block, r, p_row);
+    ClearUnseen(block, r, ds_row);
   }
-  TimesHead(view, mine.ds, rows, keys, f.k, dq + at);
-  AddTransposedTimes(view, mine.ds, rows, keys, f.q + at, dk);
-  AddTransposedTimes(view, mine.p, rows, keys, dout + at, dv);
+  const AttentionGradients& g = call.gradients;
+  TimesHead(view, block, mine.ds, f.k, view.Query(g.dq, block.g, block.begin), g.dq.stride);
+  AddTransposedTimes(view, block, mine.ds, q, f.q.stride, g.dk);
+  AddTransposedTimes(view, block, mine.p, dout, call.dout.stride, g.dv);
 }
 
 void CheckShape(const AttentionShape& s) {
   FEDGE_CHECK(s.kv_heads > 0 && s.heads % s.kv_heads == 0, s.heads, " heads, ", s.kv_heads);
   FEDGE_CHECK(s.past == 0 || s.batch == 1, "a cache serves one sequence");
+  FEDGE_CHECK(s.window >= 0, "window ", s.window);
 }
 
 }  // namespace
 
-void AttentionForward(const AttentionShape& shape, const float* q, const float* k, const float* v,
+void AttentionForward(const AttentionShape& shape, ConstRows q, ConstRows k, ConstRows v,
                       float* out, float* lse, FloatBuffer& scratch, ThreadPool& pool) {
   CheckShape(shape);
-  const int64_t padded = RoundUp(shape.past + shape.length, kKeyMultiple);
+  const int64_t padded = HeadViews::PaddedKeys(shape);
   const bool few = shape.length < kFewQueries;
   const int64_t kt_size = few ? 0 : shape.head_dim * padded;
-  const int64_t slot_size = kt_size + kQueryBlock * padded;
+  const int64_t slot_size = kt_size + std::min(kQueryBlock, shape.length) * padded;
   float* const memory = scratch.Get(slot_size * pool.threads());
+  const ForwardCall call = {q, k, v, {out, shape.heads * shape.head_dim}, lse};
   ForEachTask(shape.batch * shape.kv_heads, pool, [&](int64_t slot, int64_t task) {
     const HeadViews view(shape, task);
     float* const kt = few ? nullptr : memory + slot * slot_size;
@@ -182,20 +239,22 @@ void AttentionForward(const AttentionShape& shape, const float* q, const float* 
     if (!few) TransposeHead(view, k, kt);
     for (int64_t g = 0; g < view.group; ++g) {
       for (int64_t begin = 0; begin < shape.length; begin += kQueryBlock) {
-        ForwardBlock(shape, view, g, begin, q, k, kt, v, scores, out, lse);
+        ForwardBlock(view, Block(view, g, begin), call, kt, scores);
       }
     }
   });
 }
 
 void AttentionBackward(const AttentionShape& shape, const AttentionForwardValues& forward,
-                       const float* dout, float* dq, float* dk, float* dv, FloatBuffer& scratch,
+                       const float* dout, const AttentionGradients& gradients, FloatBuffer& scratch,
                        ThreadPool& pool) {
   CheckShape(shape);
   FEDGE_CHECK(shape.past == 0, "no gradient through a cache");
-  const int64_t padded = RoundUp(shape.length, kKeyMultiple);
+  const int64_t padded = HeadViews::PaddedKeys(shape);
   const int64_t slot_size = 2 * (shape.head_dim + kQueryBlock) * padded;
   float* const memory = scratch.Get(slot_size * pool.threads());
+  const int64_t width = shape.heads * shape.head_dim;
+  const BackwardCall call = {forward, {forward.out, width}, {dout, width}, gradients};
   ForEachTask(shape.batch * shape.kv_heads, pool, [&](int64_t slot, int64_t task) {
     const HeadViews view(shape, task);
     BackwardScratch mine;
@@ -206,13 +265,12 @@ void AttentionBackward(const AttentionShape& shape, const AttentionForwardValues
     TransposeHead(view, forward.k, mine.kt);
     TransposeHead(view, forward.v, mine.vt);
     for (int64_t i = 0; i < shape.length; ++i) {
-      const int64_t row = view.kv_offset + i * view.kv_stride;
-      std::fill(dk + row, dk + row + shape.head_dim, 0.0f);
-      std::fill(dv + row, dv + row + shape.head_dim, 0.0f);
+      std::fill_n(view.Key(gradients.dk, i), shape.head_dim, 0.0f);
+      std::fill_n(view.Key(gradients.dv, i), shape.head_dim, 0.0f);
     }
     for (int64_t g = 0; g < view.group; ++g) {
       for (int64_t begin = 0; begin < shape.length; begin += kQueryBlock) {
-        BackwardBlock(shape, view, g, begin, forward, dout, mine, dq, dk, dv);
+        BackwardBlock(view, Block(view, g, begin), call, mine);
       }
     }
   });

@@ -3,30 +3,28 @@
 #include <algorithm>
 #include <cmath>
 
-#include "absl/strings/ascii.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "common/base/status.h"
-#include "common/model/layer.h"
 #include "common/tensor/quantize.h"
 
 namespace fedge {
 namespace {
 
-// What a family does differently. Families are rows of this table, not copies of the code.
-struct ModelFamily {
-  const char* architecture;
-};
-constexpr ModelFamily kFamilies[] = {{"llama"}};
-
-// Bounds on what a file may claim, far above any real model.
-constexpr uint64_t kMaxDimension = uint64_t{1} << 24;
-constexpr uint64_t kMaxBlocks = 4096;
-constexpr uint64_t kMaxContext = uint64_t{1} << 31;
-
 std::string ShapeText(int64_t rows, int64_t cols) {
   return absl::StrCat("[", rows, ", ", cols, "]");
+}
+
+// Old files carry attn_rot_embd, which llama.cpp ignores too; tensors of other parts of a model (a
+// vision tower) do not touch the text.
+bool ChangesTheText(absl::string_view name) {
+  if (absl::EndsWith(name, ".attn_rot_embd")) return false;
+  for (const absl::string_view prefix :
+       {"blk.", "output", "token_", "rope_", "position_", "per_layer_", "altup_", "cls"}) {
+    if (absl::StartsWith(name, prefix)) return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -39,169 +37,35 @@ class BaseModelLoader {
   absl::StatusOr<std::shared_ptr<const BaseModel>> Load() {
     model_ = std::shared_ptr<BaseModel>(new BaseModel());
     model_->file_ = file_;
-    RETURN_IF_ERROR(ReadArchitecture());
-    RETURN_IF_ERROR(ReadSizes());
-    RETURN_IF_ERROR(ReadAttentionSizes());
+    ASSIGN_OR_RETURN(model_->config_, ReadModelConfig(*file_));
     RETURN_IF_ERROR(ReadRope());
     ASSIGN_OR_RETURN(model_->tokenizer_, Tokenizer::FromGguf(*file_));
     RETURN_IF_ERROR(ReadEmbeddings());
-    RETURN_IF_ERROR(RejectUnsupportedTensors());
     for (int64_t i = 0; i < config().block_count; ++i) RETURN_IF_ERROR(ReadLayer(i));
+    RETURN_IF_ERROR(RejectUnreadTensors());
     return std::shared_ptr<const BaseModel>(std::move(model_));
   }
 
  private:
   ModelConfig& config() { return model_->config_; }
-  std::string Key(absl::string_view name) { return absl::StrCat(config().architecture, ".", name); }
 
   template <typename... Parts>
   absl::Status Invalid(const Parts&... parts) const {
     return absl::InvalidArgumentError(absl::StrCat(file_->path(), ": ", parts...));
   }
-  template <typename... Parts>
-  absl::Status Unsupported(const Parts&... parts) const {
-    return absl::UnimplementedError(absl::StrCat(file_->path(), ": ", parts...));
-  }
 
-  absl::Status ReadArchitecture() {
-    if (file_->Find("general.architecture") == nullptr) {
-      return Invalid("no key general.architecture; is this a model file?");
-    }
-    ASSIGN_OR_RETURN(const absl::string_view name, file_->GetString("general.architecture"));
-    std::vector<absl::string_view> known;
-    for (const ModelFamily& family : kFamilies) {
-      if (name == family.architecture) {
-        config().architecture = std::string(name);
-        return absl::OkStatus();
-      }
-      known.push_back(family.architecture);
-    }
-    return Unsupported("architecture \"", name,
-                       "\" is not supported (supported: ", absl::StrJoin(known, ", "), ")");
-  }
-
-  // The size under `name`, in [1, limit]. A missing key is an error unless there is a fallback.
-  absl::Status ReadSize(absl::string_view name, uint64_t limit, int64_t fallback, int64_t* size) {
-    const std::string key = Key(name);
-    const GgufValue* const value = file_->Find(key);
-    if (value == nullptr) {
-      if (fallback <= 0) return Invalid("no key ", key);
-      *size = fallback;
-      return absl::OkStatus();
-    }
-    if (value->type() == GgufType::kArray) {
-      return Unsupported("key ", key, " is a list: models whose blocks differ are not supported");
-    }
-    ASSIGN_OR_RETURN(const uint64_t number, file_->GetUint(key));
-    if (number < 1 || number > limit) {
-      return Invalid("key ", key, " is ", number, "; it must be 1 to ", limit);
-    }
-    *size = static_cast<int64_t>(number);
-    return absl::OkStatus();
-  }
-
-  absl::Status ReadSizes() {
-    ModelConfig& c = config();
-    RETURN_IF_ERROR(ReadSize("context_length", kMaxContext, 0, &c.context_length));
-    RETURN_IF_ERROR(ReadSize("embedding_length", kMaxDimension, 0, &c.embedding_length));
-    RETURN_IF_ERROR(ReadSize("block_count", kMaxBlocks, 0, &c.block_count));
-    RETURN_IF_ERROR(ReadSize("feed_forward_length", kMaxDimension, 0, &c.feed_forward_length));
-    ASSIGN_OR_RETURN(const uint64_t experts, file_->GetUintOr(Key("expert_count"), 0));
-    if (experts > 0) return Unsupported("mixtures of experts are not supported");
-    const std::string key = Key("attention.layer_norm_rms_epsilon");
-    if (file_->Find(key) == nullptr) return Invalid("no key ", key);
-    ASSIGN_OR_RETURN(const double epsilon, file_->GetFloat(key));
-    if (!(epsilon > 0 && epsilon < 1)) return Invalid("key ", key, " is ", epsilon);
-    c.rms_epsilon = static_cast<float>(epsilon);
-    return absl::OkStatus();
-  }
-
-  absl::Status ReadAttentionSizes() {
-    ModelConfig& c = config();
-    RETURN_IF_ERROR(ReadSize("attention.head_count", kMaxDimension, 0, &c.head_count));
-    RETURN_IF_ERROR(
-        ReadSize("attention.head_count_kv", kMaxDimension, c.head_count, &c.head_count_kv));
-    if (c.head_count % c.head_count_kv != 0) {
-      return Invalid(c.head_count, " attention heads are not a multiple of ", c.head_count_kv,
-                     " key/value heads");
-    }
-    RETURN_IF_ERROR(ReadSize("attention.key_length", kMaxDimension,
-                             c.embedding_length / c.head_count, &c.head_dim));
-    int64_t value_length = 0;
-    RETURN_IF_ERROR(ReadSize("attention.value_length", kMaxDimension,
-                             c.embedding_length / c.head_count, &value_length));
-    if (value_length != c.head_dim) {
-      return Unsupported("attention.key_length ", c.head_dim, " differs from value_length ",
-                         value_length);
-    }
-    if (file_->Find(Key("attention.scale")) != nullptr) {
-      return Unsupported("key ", Key("attention.scale"), " is not supported");
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status ReadRopeScaling() {
-    ASSIGN_OR_RETURN(const absl::string_view type,
-                     file_->GetStringOr(Key("rope.scaling.type"), "linear"));
-    if (type == "none") return absl::OkStatus();
-    const std::string key = file_->Find(Key("rope.scaling.factor")) != nullptr
-                                ? Key("rope.scaling.factor")
-                                : Key("rope.scale_linear");
-    ASSIGN_OR_RETURN(const double factor, file_->GetFloatOr(key, 0));
-    if (!(factor >= 0 && factor < 1e6)) return Invalid("key ", key, " is ", factor);
-    if (type != "linear") {
-      return Unsupported("rope.scaling.type \"", type, "\" (supported: none, linear)");
-    }
-    if (factor > 0) config().rope_freq_scale = static_cast<float>(1 / factor);
-    return absl::OkStatus();
-  }
-
-  absl::Status ReadRope() {
-    ModelConfig& c = config();
-    RETURN_IF_ERROR(ReadSize("rope.dimension_count", kMaxDimension, c.head_dim, &c.rope_dim));
-    if (c.rope_dim % 2 != 0 || c.rope_dim > c.head_dim) {
-      return Invalid("key ", Key("rope.dimension_count"), " is ", c.rope_dim,
-                     "; it must be even and at most the head size ", c.head_dim);
-    }
-    ASSIGN_OR_RETURN(const double base, file_->GetFloatOr(Key("rope.freq_base"), 10000));
-    if (!(base > 0 && base < 1e12)) return Invalid("key ", Key("rope.freq_base"), " is ", base);
-    c.rope_freq_base = static_cast<float>(base);
-    RETURN_IF_ERROR(ReadRopeScaling());
-
-    const int64_t pairs = c.rope_dim / 2;
-    std::vector<float> factors(static_cast<size_t>(pairs), 1.0f);
-    if (file_->FindTensor("rope_freqs.weight") != nullptr) {
-      ASSIGN_OR_RETURN(const float* values, ReadVector("rope_freqs.weight", pairs));
-      factors.assign(values, values + pairs);
-    }
-    for (int64_t i = 0; i < pairs; ++i) {
-      const float factor = factors[static_cast<size_t>(i)];
-      if (!(factor > 0) || !std::isfinite(factor)) {
-        return Invalid("tensor rope_freqs.weight: value ", i, " is ", factor,
-                       "; it must be positive");
-      }
-      const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(c.rope_dim);
-      model_->rope_frequencies_.push_back(
-          static_cast<float>(static_cast<double>(c.rope_freq_scale) * std::pow(base, exponent) /
-                             static_cast<double>(factor)));
-    }
-    return absl::OkStatus();
-  }
-
-  absl::StatusOr<const GgufTensor*> FindTensor(absl::string_view name) {
-    const GgufTensor* const tensor = file_->FindTensor(name);
-    if (tensor == nullptr) return Invalid("tensor ", name, " is missing");
-    return tensor;
-  }
+  bool Has(absl::string_view name) const { return file_->FindTensor(name) != nullptr; }
 
   absl::StatusOr<WeightMatrix> ReadMatrix(absl::string_view name, int64_t rows, int64_t cols) {
-    ASSIGN_OR_RETURN(const GgufTensor* tensor, FindTensor(name));
+    const GgufTensor* const tensor = file_->FindTensor(name);
+    if (tensor == nullptr) return Invalid("tensor ", name, " is missing");
     const absl::StatusOr<WeightMatrix> matrix = tensor->AsMatrix();
     if (!matrix.ok()) return Annotate(matrix.status(), file_->path());
     if (matrix->rows != rows || matrix->cols != cols) {
       return Invalid("tensor ", name, " has shape ", ShapeText(matrix->rows, matrix->cols),
                      ", expected ", ShapeText(rows, cols));
     }
+    read_.insert(tensor->name);
     return *matrix;
   }
 
@@ -217,68 +81,131 @@ class BaseModelLoader {
     return model_->owned_.back().data();
   }
 
+  // What divides the frequencies; empty when the file has no such tensor.
+  absl::StatusOr<std::vector<float>> ReadRopeFactors(absl::string_view name) {
+    std::vector<float> factors;
+    if (!Has(name)) return factors;
+    const int64_t pairs = config().rope_dim / 2;
+    ASSIGN_OR_RETURN(const float* const values, ReadVector(name, pairs));
+    factors.assign(values, values + pairs);
+    for (size_t i = 0; i < factors.size(); ++i) {
+      if (factors[i] > 0 && std::isfinite(factors[i])) continue;
+      return Invalid("tensor ", name, ": value ", i, " is ", factors[i], "; it must be positive");
+    }
+    return factors;
+  }
+
+  absl::Status ReadRope() {
+    const ModelConfig& c = config();
+    std::vector<float> usual, beyond;
+    if (c.family->rope_freqs) {
+      ASSIGN_OR_RETURN(usual, ReadRopeFactors(kRopeFreqsTensor));
+    }
+    if (c.family->rope_factors && usual.empty()) {
+      ASSIGN_OR_RETURN(usual, ReadRopeFactors(kRopeShortTensor));
+      ASSIGN_OR_RETURN(beyond, ReadRopeFactors(kRopeLongTensor));
+      if (usual.empty() != beyond.empty()) {
+        return Invalid("tensor ", usual.empty() ? kRopeShortTensor : kRopeLongTensor,
+                       " is missing beside ", usual.empty() ? kRopeLongTensor : kRopeShortTensor);
+      }
+    }
+    model_->long_rope_ = !beyond.empty();
+    model_->rope_[kGlobalRope] = MakeRopeFrequencies(c.rope, c.rope_dim, usual);
+    model_->rope_[kLongRope] = MakeRopeFrequencies(c.rope, c.rope_dim, beyond);
+    model_->rope_[kLocalRope] = MakeRopeFrequencies(c.local_rope, c.rope_dim, {});
+    return absl::OkStatus();
+  }
+
   absl::Status ReadEmbeddings() {
     ModelConfig& c = config();
     c.vocab_size = model_->tokenizer_->vocab_size();
     ASSIGN_OR_RETURN(model_->token_embedding_,
                      ReadMatrix("token_embd.weight", c.vocab_size, c.embedding_length));
     ASSIGN_OR_RETURN(model_->output_norm_, ReadVector("output_norm.weight", c.embedding_length));
-    model_->tied_output_ = file_->FindTensor("output.weight") == nullptr;
-    if (model_->tied_output_) {
-      model_->output_ = model_->token_embedding_;
-      return absl::OkStatus();
+    model_->tied_output_ = !Has("output.weight");
+    model_->output_ = model_->token_embedding_;
+    if (!model_->tied_output_) {
+      ASSIGN_OR_RETURN(model_->output_,
+                       ReadMatrix("output.weight", c.vocab_size, c.embedding_length));
     }
-    ASSIGN_OR_RETURN(model_->output_,
-                     ReadMatrix("output.weight", c.vocab_size, c.embedding_length));
+    if (Has("output.bias")) {
+      ASSIGN_OR_RETURN(model_->output_bias_, ReadVector("output.bias", c.vocab_size));
+    }
     return absl::OkStatus();
   }
 
-  // Other leftover tensors have no effect on the result; these would.
-  absl::Status RejectUnsupportedTensors() {
-    for (const GgufTensor& tensor : file_->tensors()) {
-      const absl::string_view name = tensor.name;
-      if (absl::EndsWith(name, ".bias")) {
-        return Unsupported("tensor ", name, ": biases are not supported for architecture ",
-                           config().architecture);
-      }
-      if (absl::StrContains(name, "attn_qkv") || absl::StrContains(name, "attn_q_norm") ||
-          absl::StrContains(name, "attn_k_norm")) {
-        return Unsupported("tensor ", name, " is not supported for architecture ",
-                           config().architecture);
-      }
-    }
+  // A linear and the bias that the file may have for it.
+  absl::Status ReadLinear(int64_t layer, LinearIndex index, int64_t rows, int64_t cols,
+                          bool needs_bias, LayerWeights* weights) {
+    ASSIGN_OR_RETURN(weights->linear[index],
+                     ReadMatrix(LinearTensorName(layer, index), rows, cols));
+    const std::string bias = LinearBiasName(layer, index);
+    if (!needs_bias && !Has(bias)) return absl::OkStatus();
+    ASSIGN_OR_RETURN(weights->bias[index], ReadVector(bias, rows));
     return absl::OkStatus();
+  }
+
+  absl::Status ReadAttention(int64_t i, LayerWeights* layer) {
+    const ModelConfig& c = config();
+    const int64_t channels = c.embedding_length;
+    const int64_t q_rows = c.head_count * c.head_dim;
+    const int64_t kv_rows = c.head_count_kv * c.head_dim;
+    const bool bias = c.family->qkv_bias;
+    if (Has(LinearTensorName(i, kQkv))) {
+      RETURN_IF_ERROR(ReadLinear(i, kQkv, q_rows + 2 * kv_rows, channels, bias, layer));
+    } else {
+      RETURN_IF_ERROR(ReadLinear(i, kQ, q_rows, channels, bias, layer));
+      RETURN_IF_ERROR(ReadLinear(i, kK, kv_rows, channels, bias, layer));
+      RETURN_IF_ERROR(ReadLinear(i, kV, kv_rows, channels, bias, layer));
+    }
+    return ReadLinear(i, kO, channels, q_rows, false, layer);
+  }
+
+  absl::Status ReadFeedForward(int64_t i, LayerWeights* layer) {
+    const int64_t channels = config().embedding_length;
+    const int64_t hidden = config().feed_forward_length;
+    if (config().family->fused_gate_up && !Has(LinearTensorName(i, kGate))) {
+      RETURN_IF_ERROR(ReadLinear(i, kGateUp, 2 * hidden, channels, false, layer));
+    } else {
+      RETURN_IF_ERROR(ReadLinear(i, kGate, hidden, channels, false, layer));
+      RETURN_IF_ERROR(ReadLinear(i, kUp, hidden, channels, false, layer));
+    }
+    return ReadLinear(i, kDown, channels, hidden, false, layer);
   }
 
   absl::Status ReadLayer(int64_t i) {
     const ModelConfig& c = config();
-    const int64_t channels = c.embedding_length;
-    const int64_t hidden = c.feed_forward_length;
-    const int64_t q_rows = c.head_count * c.head_dim;
-    const int64_t kv_rows = c.head_count_kv * c.head_dim;
     LayerWeights layer;
-    ASSIGN_OR_RETURN(layer.attn_norm,
-                     ReadVector(absl::StrCat("blk.", i, ".attn_norm.weight"), channels));
-    ASSIGN_OR_RETURN(layer.ffn_norm,
-                     ReadVector(absl::StrCat("blk.", i, ".ffn_norm.weight"), channels));
-    const auto read = [&](LinearIndex index, int64_t rows, int64_t cols,
-                          WeightMatrix* matrix) -> absl::Status {
-      ASSIGN_OR_RETURN(*matrix, ReadMatrix(LinearTensorName(i, index), rows, cols));
-      return absl::OkStatus();
-    };
-    RETURN_IF_ERROR(read(kQ, q_rows, channels, &layer.q));
-    RETURN_IF_ERROR(read(kK, kv_rows, channels, &layer.k));
-    RETURN_IF_ERROR(read(kV, kv_rows, channels, &layer.v));
-    RETURN_IF_ERROR(read(kO, channels, q_rows, &layer.o));
-    RETURN_IF_ERROR(read(kGate, hidden, channels, &layer.gate));
-    RETURN_IF_ERROR(read(kUp, hidden, channels, &layer.up));
-    RETURN_IF_ERROR(read(kDown, channels, hidden, &layer.down));
+    layer.window = c.windows[static_cast<size_t>(i)];
+    const bool wanted[kNormsPerLayer] = {
+        true, c.family->qk_norm,   c.family->qk_norm, c.family->post_norms,
+        true, c.family->post_norms};
+    for (size_t j = 0; j < kNormsPerLayer; ++j) {
+      if (!wanted[j]) continue;
+      const bool of_head = j == kQNorm || j == kKNorm;
+      ASSIGN_OR_RETURN(layer.norm[j], ReadVector(NormTensorName(i, static_cast<NormIndex>(j)),
+                                                 of_head ? c.head_dim : c.embedding_length));
+    }
+    RETURN_IF_ERROR(ReadAttention(i, &layer));
+    RETURN_IF_ERROR(ReadFeedForward(i, &layer));
     model_->layers_.push_back(layer);
+    return absl::OkStatus();
+  }
+
+  absl::Status RejectUnreadTensors() const {
+    for (const GgufTensor& tensor : file_->tensors()) {
+      if (read_.contains(tensor.name) || !ChangesTheText(tensor.name)) continue;
+      return absl::UnimplementedError(
+          absl::StrCat(file_->path(), ": tensor ", tensor.name, " is not part of architecture ",
+                       model_->config_.architecture, " with ", model_->config_.block_count,
+                       " blocks as Fedge knows it; results would be wrong without it"));
+    }
     return absl::OkStatus();
   }
 
   std::shared_ptr<const GgufFile> file_;
   std::shared_ptr<BaseModel> model_;
+  absl::flat_hash_set<std::string> read_;  // names of tensors
 };
 
 absl::StatusOr<std::shared_ptr<const BaseModel>> BaseModel::Load(absl::string_view path, Env& env) {
@@ -289,6 +216,32 @@ absl::StatusOr<std::shared_ptr<const BaseModel>> BaseModel::Load(absl::string_vi
 absl::StatusOr<std::shared_ptr<const BaseModel>> BaseModel::FromGguf(
     std::shared_ptr<const GgufFile> file) {
   return BaseModelLoader(std::move(file)).Load();
+}
+
+RopeKind BaseModel::RopeKindOf(const LayerWeights& layer, int64_t context) const {
+  if (layer.window > 0) return kLocalRope;
+  return long_rope_ && context > config_.rope.original_context ? kLongRope : kGlobalRope;
+}
+
+absl::Status BaseModel::CheckFinite() const {
+  constexpr int64_t kChunk = 8192;  // a multiple of every block
+  std::vector<float> values(kChunk);
+  for (const GgufTensor& tensor : file_->tensors()) {
+    const int64_t cols = tensor.dims[0];
+    const auto* const data = reinterpret_cast<const uint8_t*>(tensor.data.data());
+    for (int64_t at = 0; at < tensor.num_elements(); at += kChunk) {
+      const int64_t count = std::min(kChunk, tensor.num_elements() - at);
+      Dequantize(tensor.type, data + RowBytes(tensor.type, at), count, values.data());
+      const auto bad = std::find_if(values.begin(), values.begin() + count,
+                                    [](float value) { return !std::isfinite(value); });
+      if (bad == values.begin() + count) continue;
+      const int64_t place = at + (bad - values.begin());
+      return absl::InvalidArgumentError(absl::StrCat(
+          file_->path(), ": tensor ", tensor.name, ": row ", place / cols, ", column ",
+          place % cols, " is ", *bad, "; the file is damaged or badly converted: get it again"));
+    }
+  }
+  return absl::OkStatus();
 }
 
 const Digest& BaseModel::sha256() const {

@@ -2,6 +2,7 @@
 #ifndef FEDGE_COMMON_MODEL_BASE_MODEL_H_
 #define FEDGE_COMMON_MODEL_BASE_MODEL_H_
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -15,42 +16,37 @@
 #include "common/base/digest.h"
 #include "common/base/env.h"
 #include "common/formats/gguf.h"
+#include "common/model/family.h"
+#include "common/model/model_config.h"
 #include "common/model/tokenizer.h"
 #include "common/tensor/dtype.h"
 
 namespace fedge {
 
-struct ModelConfig {
-  std::string architecture;  // "llama"
-  int64_t vocab_size = 0;
-  int64_t context_length = 0;
-  int64_t embedding_length = 0;     // C
-  int64_t block_count = 0;          // layers
-  int64_t feed_forward_length = 0;  // F
-  int64_t head_count = 0;           // H
-  int64_t head_count_kv = 0;        // KV heads; H is a multiple
-  int64_t head_dim = 0;
-  int64_t rope_dim = 0;  // rotated values a head, even, <= head_dim
-  float rms_epsilon = 0;
-  float rope_freq_base = 10000;
-  float rope_freq_scale = 1;  // linear scaling: 1 / factor
+// Weights of one transformer block, views on the file. What a block does not have is empty or null.
+struct LayerWeights {
+  std::array<WeightMatrix, kLinearsPerLayer> linear;  // [out, in]
+  std::array<const float*, kLinearsPerLayer> bias = {};
+  std::array<const float*, kNormsPerLayer> norm = {};  // [C]; of q and k [head_dim]
+  int64_t window = 0;                                  // keys a query sees, itself included; 0: all
+
+  bool Has(LinearIndex index) const { return linear[index].rows > 0; }
 };
 
-// Weights of one transformer block. Biases are null where absent.
-struct LayerWeights {
-  const float* attn_norm = nullptr;  // [C]
-  const float* ffn_norm = nullptr;   // [C]
-  WeightMatrix q, k, v, o;           // [H*hd, C], [KV*hd, C], [KV*hd, C], [C, H*hd]
-  WeightMatrix gate, up, down;       // [F, C], [F, C], [C, F]
-};
+// Which frequencies a layer turns by: kGlobal, kLong beyond the original context where a file has
+// factors for that, kLocal in layers with a window.
+enum RopeKind { kGlobalRope, kLongRope, kLocalRope, kRopeKinds };
 
 // Which linear layers get an adapter.
 struct LoraTargets {
   // Names of q, k, v, o, gate, up, down (GGUF or PEFT spelling), or "all". "output" for a separate
-  // head.
+  // head. "qkv" and "gate_up" stand for their parts.
   std::vector<std::string> modules = {"all"};
   int64_t rank = 16;
   float alpha = 32;
+  // Layers that get one; -1: to the last.
+  int64_t first_layer = 0;
+  int64_t last_layer = -1;
 };
 
 // Immutable, thread-safe, shared by all virtual nodes of a process.
@@ -58,7 +54,8 @@ class BaseModel {
  public:
   // Errors name the file and the place: NotFound, InvalidArgument (missing or mis-shaped tensor,
   // inconsistent hyper-parameters, vocabulary size against the embedding), Unimplemented
-  // (architecture, tensor type).
+  // (architecture, tensor type, a tensor that would change the result in a way Fedge does not
+  // have).
   static absl::StatusOr<std::shared_ptr<const BaseModel>> Load(absl::string_view path, Env& env);
   // From an open file (weights made in memory: tests, pre-training). `file` is kept alive.
   static absl::StatusOr<std::shared_ptr<const BaseModel>> FromGguf(
@@ -72,9 +69,13 @@ class BaseModel {
   const WeightMatrix& output() const { return output_; }  // [V, C]; token_embedding when tied
   bool tied_output() const { return tied_output_; }
   const float* output_norm() const { return output_norm_; }  // [C]
-  // RoPE frequency of pair i: theta_i = freq_scale * base^(-2i/rope_dim) / rope_freqs[i].
-  // [rope_dim/2]
-  const std::vector<float>& rope_frequencies() const { return rope_frequencies_; }
+  const float* output_bias() const { return output_bias_; }  // [V], or null
+  const RopeFrequencies& rope(RopeKind kind) const { return rope_[kind]; }
+  // Of a layer, for sequences of up to `context` tokens.
+  RopeKind RopeKindOf(const LayerWeights& layer, int64_t context) const;
+  // InvalidArgument, with tensor and place, when a weight of the file is not a finite number.
+  // Decodes all of it: seconds for a large file.
+  absl::Status CheckFinite() const;
   // SHA-256 of the whole file; computed at the first call, then kept. Thread-safe.
   const Digest& sha256() const;
 
@@ -95,8 +96,10 @@ class BaseModel {
   WeightMatrix output_;
   bool tied_output_ = false;
   const float* output_norm_ = nullptr;
-  std::vector<float> rope_frequencies_;
-  std::vector<std::vector<float>> owned_;  // norms that the file stores in another type than F32
+  const float* output_bias_ = nullptr;
+  std::array<RopeFrequencies, kRopeKinds> rope_;
+  bool long_rope_ = false;                 // kLongRope is another than kGlobalRope
+  std::vector<std::vector<float>> owned_;  // vectors that the file stores in another type than F32
   mutable absl::Mutex mutex_;
   mutable bool hashed_ ABSL_GUARDED_BY(mutex_) = false;
   mutable Digest sha256_ ABSL_GUARDED_BY(mutex_);

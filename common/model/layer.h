@@ -5,7 +5,6 @@
 
 #include <array>
 #include <cstdint>
-#include <string>
 
 #include "absl/types/span.h"
 #include "common/model/base_model.h"
@@ -14,22 +13,19 @@
 
 namespace fedge {
 
-enum LinearIndex { kQ, kK, kV, kO, kGate, kUp, kDown, kLinearsPerLayer };
-
-// GGUF's name of a linear of block `layer`: "blk.0.attn_q.weight".
-std::string LinearTensorName(int64_t layer, LinearIndex index);
-
+// Views on a block's weights, with the adapter bound to them.
 struct Layer {
-  const float* attn_norm = nullptr;
-  const float* ffn_norm = nullptr;
-  std::array<Linear, kLinearsPerLayer> linear;
+  std::array<Linear, kLinearsPerLayer> linear;  // weight.rows is 0 where the block has none
+  std::array<const float*, kNormsPerLayer> norm = {};
+  int64_t window = 0;
+
+  bool Has(LinearIndex index) const { return linear[index].weight.rows > 0; }
 };
 
 // Where a block's gradients are added; null: not wanted.
 struct LayerGradient {
-  float* attn_norm = nullptr;
-  float* ffn_norm = nullptr;
   std::array<LinearGradient, kLinearsPerLayer> linear;
+  std::array<float*, kNormsPerLayer> norm = {};
 };
 
 // The rows a call works on: `batch` sequences of `length` tokens, the first at position `past`.
@@ -62,8 +58,15 @@ class LayerActivations {
   friend class LayerWorkspace;
   void Reserve(const Layer& layer, const LayerInput& input);
 
-  FloatBuffer normed1, inv1, q, k, v, attended, lse;
-  FloatBuffer h, normed2, inv2, gate, up, activated;
+  FloatBuffer normed1, inv1;
+  FloatBuffer qkv;           // of the projections, rotated unless the heads are normed
+  FloatBuffer q, k;          // normed and rotated; empty without such norms
+  FloatBuffer inv_q, inv_k;  // of their heads
+  FloatBuffer attended, lse;
+  FloatBuffer o_out, inv_o;  // before post_attention_norm; empty without
+  FloatBuffer h, normed2, inv2;
+  FloatBuffer gate_up, activated;
+  FloatBuffer down_out, inv_down;  // before post_ffw_norm; empty without
   std::array<FloatBuffer, kLinearsPerLayer> u;
 };
 
@@ -82,18 +85,26 @@ class LayerWorkspace {
                 bool want_dx, LayerActivations& kept, float* dy);
 
  private:
+  struct ForwardCall;      // the arguments of Forward
   struct Differentiation;  // the arguments of Backward
-  struct OutputGradient {
-    LinearIndex index;
-    const float* dy;
-  };
-  void Differentiate(const Differentiation& call, absl::Span<const OutputGradient> outputs,
-                     const float* x, float* dx);
+  struct Output;           // a linear and where its output or the output's gradient is
+  struct QkvRows;          // where q, k and v are
+  struct GateRows;         // where gate and up are
+
+  static QkvRows SplitQkv(const Layer& layer, const LayerInput& input, float* data);
+  static GateRows SplitGate(const Layer& layer, const LayerInput& input, float* data);
+  void Apply(const ForwardCall& call, absl::Span<const Output> outputs, const FloatBuffer& x);
+  void AttentionPartForward(const ForwardCall& call, const LayerCache* cache);
+  void FeedForward(const ForwardCall& call, float* y);
+  void Differentiate(const Differentiation& call, absl::Span<const Output> outputs, const float* x,
+                     float* dx);
+  float* PostNormBackward(const Differentiation& call, NormIndex norm, const FloatBuffer& x,
+                          const FloatBuffer& inv, float* dy);
   void FeedForwardBackward(const Differentiation& call, float* dy);
   void AttentionPartBackward(const Differentiation& call, bool want_dx, float* dh);
 
   ThreadPool* pool_;
-  FloatBuffer d_hidden_, d_normed_, d_attended_, dq_, dk_, dv_, du_;
+  FloatBuffer d_hidden_, d_normed_, d_attended_, d_qkv_, d_branch_, du_;
   FloatBuffer attention_scratch_;
 };
 

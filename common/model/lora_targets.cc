@@ -1,33 +1,36 @@
 // Which linears of a base model an adapter may touch, under which names.
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/model/base_model.h"
-#include "common/model/layer.h"
 
 namespace fedge {
 namespace {
 
-struct ModuleNames {
-  LinearIndex index;
+// What a name in LoraTargets stands for: linears of a block, fused or not.
+struct TargetNames {
   std::array<absl::string_view, 3> names;  // short, GGUF, PEFT
+  std::array<LinearIndex, 3> parts;        // the same one again where there are fewer
 };
-constexpr ModuleNames kModules[] = {
-    {kQ, {"q", "attn_q", "q_proj"}},
-    {kK, {"k", "attn_k", "k_proj"}},
-    {kV, {"v", "attn_v", "v_proj"}},
-    {kO, {"o", "attn_output", "o_proj"}},
-    {kGate, {"gate", "ffn_gate", "gate_proj"}},
-    {kUp, {"up", "ffn_up", "up_proj"}},
-    {kDown, {"down", "ffn_down", "down_proj"}},
+constexpr TargetNames kTargets[] = {
+    {{"q", "attn_q", "q_proj"}, {kQ, kQ, kQ}},
+    {{"k", "attn_k", "k_proj"}, {kK, kK, kK}},
+    {{"v", "attn_v", "v_proj"}, {kV, kV, kV}},
+    {{"qkv", "attn_qkv", "qkv_proj"}, {kQ, kK, kV}},
+    {{"o", "attn_output", "o_proj"}, {kO, kO, kO}},
+    {{"gate", "ffn_gate", "gate_proj"}, {kGate, kGate, kGate}},
+    {{"up", "ffn_up", "up_proj"}, {kUp, kUp, kUp}},
+    {{"gate_up", "ffn_gate_up", "gate_up_proj"}, {kGate, kUp, kUp}},
+    {{"down", "ffn_down", "down_proj"}, {kDown, kDown, kDown}},
 };
 constexpr absl::string_view kOutputNames[] = {"output", "lm_head"};
 constexpr absl::string_view kOutputTensor = "output.weight";
 
 struct WantedModules {
-  std::array<bool, kLinearsPerLayer> linear = {};
+  std::array<bool, kLinearsPerLayer> linear = {};  // of fused ones the parts
   bool output = false;
 };
 
@@ -35,11 +38,12 @@ absl::StatusOr<WantedModules> ParseModules(const std::vector<std::string>& modul
   WantedModules wanted;
   for (const std::string& name : modules) {
     bool known = false;
-    for (const ModuleNames& module : kModules) {
+    for (const TargetNames& target : kTargets) {
       const bool named =
-          std::find(module.names.begin(), module.names.end(), name) != module.names.end();
+          std::find(target.names.begin(), target.names.end(), name) != target.names.end();
       if (!named && name != "all") continue;
-      wanted.linear[module.index] = known = true;
+      known = true;
+      for (const LinearIndex part : target.parts) wanted.linear[part] = true;
     }
     if (std::find(std::begin(kOutputNames), std::end(kOutputNames), name) !=
         std::end(kOutputNames)) {
@@ -48,17 +52,40 @@ absl::StatusOr<WantedModules> ParseModules(const std::vector<std::string>& modul
     if (!known) {
       return absl::InvalidArgumentError(
           absl::StrCat("unknown LoRA target module \"", name,
-                       "\"; known: all, q, k, v, o, gate, up, down, output"));
+                       "\"; known: all, q, k, v, qkv, o, gate, up, gate_up, down, output"));
     }
   }
   if (modules.empty()) return absl::InvalidArgumentError("no LoRA target module is named");
   return wanted;
 }
 
-const WeightMatrix& MatrixOf(const LayerWeights& layer, LinearIndex index) {
-  const WeightMatrix* const matrices[kLinearsPerLayer] = {
-      &layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down};
-  return *matrices[index];
+// Whether linear `index` of a block is wanted. A fused one needs all of its parts to be: it has one
+// adapter.
+absl::StatusOr<bool> IsWanted(const WantedModules& wanted, LinearIndex index) {
+  const bool q = wanted.linear[kQ], k = wanted.linear[kK], v = wanted.linear[kV];
+  const bool gate = wanted.linear[kGate], up = wanted.linear[kUp];
+  const bool some = index == kQkv      ? q || k || v
+                    : index == kGateUp ? gate || up
+                                       : wanted.linear[index];
+  const bool all = index == kQkv ? q && k && v : index == kGateUp ? gate && up : some;
+  if (some == all) return all;
+  return absl::UnimplementedError(absl::StrCat("LoRA targets: this model computes ",
+                                               index == kQkv
+                                                   ? "q, k and v in one linear; name \"qkv\""
+                                                   : "gate and up in one linear; name \"gate_up\"",
+                                               " or none of its parts"));
+}
+
+// The layers [first, last] of `targets`; OutOfRange never: InvalidArgument names both ends.
+absl::StatusOr<std::pair<int64_t, int64_t>> LayerRange(const LoraTargets& targets,
+                                                       int64_t block_count) {
+  const int64_t last = targets.last_layer == -1 ? block_count - 1 : targets.last_layer;
+  if (targets.first_layer >= 0 && targets.first_layer <= last && last < block_count) {
+    return std::make_pair(targets.first_layer, last);
+  }
+  return absl::InvalidArgumentError(absl::StrCat("LoRA target layers ", targets.first_layer, " to ",
+                                                 last, ": the model has layers 0 to ",
+                                                 block_count - 1));
 }
 
 // The linear of that name which an adapter may touch, or null.
@@ -67,9 +94,11 @@ const WeightMatrix* FindLinear(const BaseModel& model, absl::string_view tensor)
   for (size_t i = 0; i < model.layers().size(); ++i) {
     const std::string prefix = absl::StrCat("blk.", i, ".");
     if (tensor.substr(0, prefix.size()) != prefix) continue;
-    for (const ModuleNames& module : kModules) {
-      if (tensor == LinearTensorName(static_cast<int64_t>(i), module.index)) {
-        return &MatrixOf(model.layers()[i], module.index);
+    for (size_t j = 0; j < kLinearsPerLayer; ++j) {
+      const auto index = static_cast<LinearIndex>(j);
+      if (!model.layers()[i].Has(index)) continue;
+      if (tensor == LinearTensorName(static_cast<int64_t>(i), index)) {
+        return &model.layers()[i].linear[j];
       }
     }
   }
@@ -80,6 +109,7 @@ const WeightMatrix* FindLinear(const BaseModel& model, absl::string_view tensor)
 
 absl::StatusOr<LoraSpec> BaseModel::MakeLoraSpec(const LoraTargets& targets) const {
   ASSIGN_OR_RETURN(const WantedModules wanted, ParseModules(targets.modules));
+  ASSIGN_OR_RETURN(const auto range, LayerRange(targets, config_.block_count));
   if (wanted.output && tied_output_) {
     return absl::InvalidArgumentError(
         absl::StrCat(file_->path(),
@@ -95,11 +125,13 @@ absl::StatusOr<LoraSpec> BaseModel::MakeLoraSpec(const LoraTargets& targets) con
     module.rank = targets.rank;
     modules.push_back(std::move(module));
   };
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    for (const ModuleNames& module : kModules) {
-      if (!wanted.linear[module.index]) continue;
-      add(LinearTensorName(static_cast<int64_t>(i), module.index),
-          MatrixOf(layers_[i], module.index));
+  for (int64_t i = range.first; i <= range.second; ++i) {
+    const LayerWeights& layer = layers_[static_cast<size_t>(i)];
+    for (size_t j = 0; j < kLinearsPerLayer; ++j) {
+      const auto index = static_cast<LinearIndex>(j);
+      if (!layer.Has(index)) continue;
+      ASSIGN_OR_RETURN(const bool is_wanted, IsWanted(wanted, index));
+      if (is_wanted) add(LinearTensorName(i, index), layer.linear[j]);
     }
   }
   if (wanted.output) add(std::string(kOutputTensor), output_);

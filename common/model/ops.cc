@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "common/base/status.h"
+#include "common/model/family_row_ops.h"
 #include "common/tensor/quantize.h"
 #include "common/tensor/row_ops.h"
 
@@ -62,17 +63,67 @@ void RmsNormBackward(const float* x, const float* weight, const float* inv, cons
   });
 }
 
+void HeadNormForward(const HeadShape& shape, const float* x, const float* weight, float epsilon,
+                     float* y, float* inv, ThreadPool& pool) {
+  const int64_t n = shape.head_dim;
+  ForEachRows(shape.rows, shape.heads * n, pool, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t h = 0; h < shape.heads; ++h) {
+        const int64_t at = i * shape.heads + h;
+        inv[at] = RmsNormRow(x + i * shape.stride + h * n, weight, n, epsilon, y + at * n);
+      }
+    }
+  });
+}
+
+void HeadNormBackward(const HeadShape& shape, const float* x, const float* weight, const float* inv,
+                      float* dy, float* dweight, ThreadPool& pool) {
+  const int64_t n = shape.head_dim;
+  if (dweight != nullptr) {  // before dy is gone; columns are split, as in RmsNormBackward
+    constexpr int64_t kColumns = 16;
+    pool.ParallelFor((n + kColumns - 1) / kColumns, [&](int64_t block) {
+      const int64_t begin = block * kColumns;
+      const int64_t width = std::min(kColumns, n - begin);
+      for (int64_t i = 0; i < shape.rows * shape.heads; ++i) {
+        const int64_t at = i / shape.heads * shape.stride + i % shape.heads * n + begin;
+        RmsNormRowWeightGradient(x + at, inv[i], dy + at, width, dweight + begin);
+      }
+    });
+  }
+  ForEachRows(shape.rows, 2 * shape.heads * n, pool, [&](int64_t begin, int64_t end) {
+    std::vector<float> dx(static_cast<size_t>(n));
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t h = 0; h < shape.heads; ++h) {
+        const int64_t at = i * shape.stride + h * n;
+        std::fill(dx.begin(), dx.end(), 0.0f);
+        RmsNormRowBackward(x + at, weight, inv[i * shape.heads + h], dy + at, n, dx.data());
+        std::copy(dx.begin(), dx.end(), dy + at);
+      }
+    }
+  });
+}
+
 void RopeTable::EnsurePositions(int64_t count) {
   if (count <= positions_) return;
-  cosine_.resize(static_cast<size_t>(count * rope_dim()));
+  cosine_.resize(static_cast<size_t>(count * width()));
   sine_.resize(cosine_.size());
+  const double magnitude = static_cast<double>(frequencies_.magnitude);
   for (int64_t position = positions_; position < count; ++position) {
-    for (size_t i = 0; i < frequencies_.size(); ++i) {
-      const double angle = static_cast<double>(position) * static_cast<double>(frequencies_[i]);
-      const size_t at = static_cast<size_t>(position * rope_dim()) + 2 * i;
-      cosine_[at] = cosine_[at + 1] = static_cast<float>(std::cos(angle));
-      sine_[at + 1] = static_cast<float>(std::sin(angle));
-      sine_[at] = -sine_[at + 1];
+    float* const cosine = cosine_.data() + position * width();
+    float* const sine = sine_.data() + position * width();
+    for (size_t i = 0; i < frequencies_.theta.size(); ++i) {
+      const double angle =
+          static_cast<double>(position) * static_cast<double>(frequencies_.theta[i]);
+      const float c = static_cast<float>(magnitude * std::cos(angle));
+      const float s = static_cast<float>(magnitude * std::sin(angle));
+      if (pairs_ == RopePairs::kAdjacent) {
+        cosine[2 * i] = cosine[2 * i + 1] = c;
+        sine[2 * i] = -s;
+        sine[2 * i + 1] = s;
+      } else {
+        cosine[i] = c;
+        sine[i] = s;
+      }
     }
   }
   positions_ = count;
@@ -82,15 +133,14 @@ namespace {
 
 using RopeKernel = void (*)(const float*, const float*, int64_t, float*);
 
-void RotateRows(const RopeTable& table, const RopeShape& shape, RopeKernel kernel, float* x,
-                ThreadPool& pool) {
-  const int64_t width = shape.heads * shape.head_dim;
-  ForEachRows(shape.batch * shape.length, width, pool, [&](int64_t begin, int64_t end) {
+void RotateRows(const RopeTable& table, const RopePositions& positions, const HeadShape& shape,
+                RopeKernel kernel, float* x, ThreadPool& pool) {
+  ForEachRows(shape.rows, shape.heads * shape.head_dim, pool, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t position = shape.past + i % shape.length;
+      const int64_t position = positions.past + i % positions.length;
       for (int64_t head = 0; head < shape.heads; ++head) {
         kernel(table.cosine(position), table.sine(position), table.rope_dim(),
-               x + i * width + head * shape.head_dim);
+               x + i * shape.stride + head * shape.head_dim);
       }
     }
   });
@@ -98,26 +148,60 @@ void RotateRows(const RopeTable& table, const RopeShape& shape, RopeKernel kerne
 
 }  // namespace
 
-void RopeForward(const RopeTable& table, const RopeShape& shape, float* x, ThreadPool& pool) {
-  RotateRows(table, shape, RopeRow, x, pool);
+void RopeForward(const RopeTable& table, const RopePositions& positions, const HeadShape& shape,
+                 float* x, ThreadPool& pool) {
+  const bool adjacent = table.pairs() == RopePairs::kAdjacent;
+  RotateRows(table, positions, shape, adjacent ? RopeRow : RopeHalvesRow, x, pool);
 }
 
-void RopeBackward(const RopeTable& table, const RopeShape& shape, float* dx, ThreadPool& pool) {
-  RotateRows(table, shape, RopeRowBackward, dx, pool);
+void RopeBackward(const RopeTable& table, const RopePositions& positions, const HeadShape& shape,
+                  float* dx, ThreadPool& pool) {
+  const bool adjacent = table.pairs() == RopePairs::kAdjacent;
+  RotateRows(table, positions, shape, adjacent ? RopeRowBackward : RopeHalvesRowBackward, dx, pool);
 }
 
-void SwiGluForward(const float* gate, const float* up, int64_t t, int64_t n, float* y,
-                   ThreadPool& pool) {
-  ForEachRows(t, 2 * n, pool, [&](int64_t begin, int64_t end) {
-    SwiGluRow(gate + begin * n, up + begin * n, (end - begin) * n, y + begin * n);
+namespace {
+
+// Runs body(offset in gate and up, offset in the contiguous matrix, values) over rows, or over runs
+// of rows where nothing lies between them.
+template <typename Body>
+void ForEachGateRun(const GateShape& shape, ThreadPool& pool, const Body& body) {
+  ForEachRows(shape.t, 2 * shape.n, pool, [&](int64_t begin, int64_t end) {
+    if (shape.stride == shape.n) {
+      body(begin * shape.n, begin * shape.n, (end - begin) * shape.n);
+      return;
+    }
+    for (int64_t i = begin; i < end; ++i) body(i * shape.stride, i * shape.n, shape.n);
   });
 }
 
-void SwiGluBackward(float* gate, const float* up, int64_t t, int64_t n, float* dy,
-                    ThreadPool& pool) {
+}  // namespace
+
+void GateForward(const GateShape& shape, const float* gate, const float* up, float* y,
+                 ThreadPool& pool) {
+  const auto row = shape.function == GateFunction::kSilu ? SwiGluRow : GeluGluRow;
+  ForEachGateRun(shape, pool, [&](int64_t at, int64_t y_at, int64_t count) {
+    row(gate + at, up + at, count, y + y_at);
+  });
+}
+
+void GateBackward(const GateShape& shape, float* gate, float* up, const float* dy,
+                  ThreadPool& pool) {
+  const auto row = shape.function == GateFunction::kSilu ? SwiGluRowBackward : GeluGluRowBackward;
+  ForEachGateRun(shape, pool, [&](int64_t at, int64_t dy_at, int64_t count) {
+    row(gate + at, up + at, dy + dy_at, count, gate + at, up + at);
+  });
+}
+
+void SoftCapForward(float cap, int64_t t, int64_t n, float* x, ThreadPool& pool) {
+  ForEachRows(t, 4 * n, pool, [&](int64_t begin, int64_t end) {
+    SoftCapRow(cap, (end - begin) * n, x + begin * n);
+  });
+}
+
+void SoftCapBackward(float cap, const float* y, int64_t t, int64_t n, float* dx, ThreadPool& pool) {
   ForEachRows(t, 2 * n, pool, [&](int64_t begin, int64_t end) {
-    const int64_t at = begin * n;
-    SwiGluRowBackward(gate + at, up + at, dy + at, (end - begin) * n, gate + at, dy + at);
+    SoftCapRowBackward(cap, y + begin * n, (end - begin) * n, dx + begin * n);
   });
 }
 
@@ -144,26 +228,28 @@ void CrossEntropyForwardBackward(float* logits, const TokenId* targets, int64_t 
   });
 }
 
-void EmbeddingForward(const WeightMatrix& table, absl::Span<const TokenId> tokens, float* y,
-                      ThreadPool& pool) {
+void EmbeddingForward(const WeightMatrix& table, absl::Span<const TokenId> tokens, float scale,
+                      float* y, ThreadPool& pool) {
   ForEachRows(static_cast<int64_t>(tokens.size()), table.cols, pool,
               [&](int64_t begin, int64_t end) {
                 for (int64_t i = begin; i < end; ++i) {
                   const TokenId token = tokens[static_cast<size_t>(i)];
-                  Dequantize(table.type, table.Row(token), table.cols, y + i * table.cols);
+                  float* const row = y + i * table.cols;
+                  Dequantize(table.type, table.Row(token), table.cols, row);
+                  if (scale != 1) RowScale(scale, table.cols, row);
                 }
               });
 }
 
-void EmbeddingBackward(absl::Span<const TokenId> tokens, int64_t channels, const float* dy,
-                       float* dtable, ThreadPool& pool) {
+void EmbeddingBackward(absl::Span<const TokenId> tokens, int64_t channels, float scale,
+                       const float* dy, float* dtable, ThreadPool& pool) {
   constexpr int64_t kColumns = 64;
   pool.ParallelFor((channels + kColumns - 1) / kColumns, [&](int64_t block) {
     const int64_t begin = block * kColumns;
     const int64_t width = std::min(kColumns, channels - begin);
     for (size_t i = 0; i < tokens.size(); ++i) {
-      RowAdd(dy + static_cast<int64_t>(i) * channels + begin, width,
-             dtable + tokens[i] * channels + begin);
+      RowAxpy(scale, dy + static_cast<int64_t>(i) * channels + begin, width,
+              dtable + tokens[i] * channels + begin);
     }
   });
 }

@@ -8,10 +8,13 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/types/span.h"
 #include "common/base/thread_pool.h"
+#include "common/model/family.h"
+#include "common/model/rope_frequencies.h"
 #include "common/model/tokenizer.h"
 #include "common/tensor/dtype.h"
 
@@ -40,33 +43,54 @@ void RmsNormForward(const float* x, const float* weight, int64_t t, int64_t chan
 void RmsNormBackward(const float* x, const float* weight, const float* inv, const float* dy,
                      int64_t t, int64_t channels, float* dx, float* dweight, ThreadPool& pool);
 
-// --- RoPE, pairs (2i, 2i+1) ----------------------------------------------------------------------
+// Rows of heads: head h of row i begins at data[i * stride + h * head_dim]. Several may interleave
+// (q, k and v out of one fused linear).
+struct HeadShape {
+  int64_t rows = 0;
+  int64_t heads = 0;
+  int64_t head_dim = 0;
+  int64_t stride = 0;
+};
+
+// Each head normed by itself, the same weight [head_dim] for all. y [rows, heads * head_dim] is
+// contiguous; inv [rows * heads].
+void HeadNormForward(const HeadShape& shape, const float* x, const float* weight, float epsilon,
+                     float* y, float* inv, ThreadPool& pool);
+// dy, which lies as x does, becomes dx; dweight += the weight's gradient, unless null.
+void HeadNormBackward(const HeadShape& shape, const float* x, const float* weight, const float* inv,
+                      float* dy, float* dweight, ThreadPool& pool);
+
+// --- RoPE ----------------------------------------------------------------------------------------
 
 class RopeTable {
  public:
-  // `frequencies` [rope_dim / 2]: radians a position.
-  explicit RopeTable(std::vector<float> frequencies) : frequencies_(std::move(frequencies)) {}
+  RopeTable(RopeFrequencies frequencies, RopePairs pairs)
+      : frequencies_(std::move(frequencies)), pairs_(pairs) {}
   void EnsurePositions(int64_t count);
-  int64_t rope_dim() const { return 2 * static_cast<int64_t>(frequencies_.size()); }
-  const float* cosine(int64_t position) const { return cosine_.data() + position * rope_dim(); }
-  const float* sine(int64_t position) const { return sine_.data() + position * rope_dim(); }
+  RopePairs pairs() const { return pairs_; }
+  int64_t rope_dim() const { return 2 * static_cast<int64_t>(frequencies_.theta.size()); }
+  const float* cosine(int64_t position) const { return cosine_.data() + position * width(); }
+  const float* sine(int64_t position) const { return sine_.data() + position * width(); }
 
  private:
-  std::vector<float> frequencies_;
+  // Values a position: each pair's twice when the pairs are adjacent, as RopeRow wants them.
+  int64_t width() const { return pairs_ == RopePairs::kAdjacent ? rope_dim() : rope_dim() / 2; }
+
+  RopeFrequencies frequencies_;
+  RopePairs pairs_;
   int64_t positions_ = 0;
-  std::vector<float> cosine_, sine_;  // [positions, rope_dim], as RopeRow wants them
+  std::vector<float> cosine_, sine_;  // [positions, width]
 };
 
-struct RopeShape {
-  int64_t batch = 0;   // B
-  int64_t length = 0;  // T
-  int64_t past = 0;    // position of each sequence's first row
-  int64_t heads = 0;
-  int64_t head_dim = 0;
+struct RopePositions {
+  int64_t length = 0;  // T: row i is at position past + i % T
+  int64_t past = 0;
 };
-// x [B*T, heads * head_dim] in place; the table must cover past + T positions.
-void RopeForward(const RopeTable& table, const RopeShape& shape, float* x, ThreadPool& pool);
-void RopeBackward(const RopeTable& table, const RopeShape& shape, float* dx, ThreadPool& pool);
+// The first rope_dim values of each head of x, in place; the table must cover past + T positions.
+void RopeForward(const RopeTable& table, const RopePositions& positions, const HeadShape& shape,
+                 float* x, ThreadPool& pool);
+void RopeBackward(const RopeTable& table, const RopePositions& positions, const HeadShape& shape,
+                  float* dx, ThreadPool& pool);
 
 // --- causal attention, grouped queries (Ainslie et al. 2023) -------------------------------------
 
@@ -77,30 +101,53 @@ struct AttentionShape {
   int64_t heads = 0;   // H
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
-  float scale = 0;  // of the scores
+  float scale = 0;     // of the scores
+  int64_t window = 0;  // a query sees no more than its last `window` keys, itself included; 0: all
 };
 
-// q, out [B*T, H*hd]; k, v [B*(past+T), KV*hd]; lse [B*T, H]: each row's log of the softmax's sum,
-// kept for the gradient. Scores exist for a block of queries at a time only.
-void AttentionForward(const AttentionShape& shape, const float* q, const float* k, const float* v,
+// Rows of a query, key or value matrix `stride` floats apart.
+struct ConstRows {
+  const float* data = nullptr;
+  int64_t stride = 0;
+};
+struct Rows {
+  float* data = nullptr;
+  int64_t stride = 0;
+};
+
+// q [B*T, H*hd]; k, v [B*(past+T), KV*hd]; out [B*T, H*hd] contiguous; lse [B*T, H]: each row's log
+// of the softmax's sum, kept for the gradient. Scores exist for a block of queries at a time only;
+// of a window's, only for keys that some query of the block sees.
+void AttentionForward(const AttentionShape& shape, ConstRows q, ConstRows k, ConstRows v,
                       float* out, float* lse, FloatBuffer& scratch, ThreadPool& pool);
 // dq, dk, dv are overwritten. past must be 0. The softmax is recomputed from lse, as in
 // FlashAttention-2 (Dao 2023).
 struct AttentionForwardValues {
-  const float *q, *k, *v, *out, *lse;
+  ConstRows q, k, v;
+  const float *out, *lse;
+};
+struct AttentionGradients {
+  Rows dq, dk, dv;
 };
 void AttentionBackward(const AttentionShape& shape, const AttentionForwardValues& forward,
-                       const float* dout, float* dq, float* dk, float* dv, FloatBuffer& scratch,
+                       const float* dout, const AttentionGradients& gradients, FloatBuffer& scratch,
                        ThreadPool& pool);
 
-// --- SwiGLU --------------------------------------------------------------------------------------
+// --- the gate of the feed-forward part (Shazeer 2020) --------------------------------------------
 
-// y [t, n] = silu(gate) * up
-void SwiGluForward(const float* gate, const float* up, int64_t t, int64_t n, float* y,
-                   ThreadPool& pool);
-// Overwrites gate with dgate and dy with dup.
-void SwiGluBackward(float* gate, const float* up, int64_t t, int64_t n, float* dy,
-                    ThreadPool& pool);
+// gate and up [t, n] with rows `stride` floats apart.
+struct GateShape {
+  GateFunction function = GateFunction::kSilu;
+  int64_t t = 0;
+  int64_t n = 0;
+  int64_t stride = 0;
+};
+// y [t, n], contiguous, = function(gate) * up
+void GateForward(const GateShape& shape, const float* gate, const float* up, float* y,
+                 ThreadPool& pool);
+// Overwrites gate with dgate and up with dup; dy [t, n] contiguous.
+void GateBackward(const GateShape& shape, float* gate, float* up, const float* dy,
+                  ThreadPool& pool);
 
 // --- cross-entropy -------------------------------------------------------------------------------
 
@@ -112,14 +159,19 @@ void CrossEntropyForwardBackward(float* logits, const TokenId* targets, int64_t 
                                  int64_t vocabulary, const float* grad_scale, double* nats,
                                  ThreadPool& pool);
 
+// x [t, n] = cap * tanh(x / cap), in place.
+void SoftCapForward(float cap, int64_t t, int64_t n, float* x, ThreadPool& pool);
+// dx *= the slope, from the capped values y.
+void SoftCapBackward(float cap, const float* y, int64_t t, int64_t n, float* dx, ThreadPool& pool);
+
 // --- embedding and residual ----------------------------------------------------------------------
 
-// y [t, C] = rows of the table, decoded.
-void EmbeddingForward(const WeightMatrix& table, absl::Span<const TokenId> tokens, float* y,
-                      ThreadPool& pool);
-// dtable [V, C] += dy's rows, in the order of the tokens.
-void EmbeddingBackward(absl::Span<const TokenId> tokens, int64_t channels, const float* dy,
-                       float* dtable, ThreadPool& pool);
+// y [t, C] = scale * rows of the table, decoded.
+void EmbeddingForward(const WeightMatrix& table, absl::Span<const TokenId> tokens, float scale,
+                      float* y, ThreadPool& pool);
+// dtable [V, C] += scale * dy's rows, in the order of the tokens.
+void EmbeddingBackward(absl::Span<const TokenId> tokens, int64_t channels, float scale,
+                       const float* dy, float* dtable, ThreadPool& pool);
 // y += x, n values.
 void AddForward(const float* x, int64_t n, float* y, ThreadPool& pool);
 

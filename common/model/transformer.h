@@ -1,9 +1,13 @@
-// The Llama-family decoder, forward and backward, over a frozen quantized base with a LoRA adapter.
+// The decoder of all model families, forward and backward, over a frozen quantized base with a LoRA
+// adapter.
 //
 // Memory: per-layer gradient checkpointing (each layer's input is kept; a layer is recomputed in
 // the backward pass unless its activations fit a budget), cross-entropy over chunks of tokens so
 // that [T, V] logits never exist, attention over blocks of queries so that [T, T] never exists.
 // Weights stay quantized in the mapped file.
+//
+// Models with two sets of RoPE factors use the long ones for contexts beyond the original one: a
+// batch's context is its length, a cache's its capacity.
 #ifndef FEDGE_COMMON_MODEL_TRANSFORMER_H_
 #define FEDGE_COMMON_MODEL_TRANSFORMER_H_
 
@@ -16,6 +20,7 @@
 #include "common/adapter/lora_adapter.h"
 #include "common/base/thread_pool.h"
 #include "common/model/base_model.h"
+#include "common/model/bound_model.h"
 #include "common/model/tokenizer.h"
 
 namespace fedge {
@@ -42,10 +47,6 @@ struct LossSum {
     return *this;
   }
 };
-
-// Gradients of every weight, for pre-training; entry i belongs to the file's tensor i and has its
-// element count (empty for tensors that are not trained, e.g. rope_freqs).
-using WeightGradients = std::vector<std::vector<float>>;
 
 // Keys and values of the tokens seen so far, for generation. fp32.
 class KvCache;

@@ -32,7 +32,7 @@ void RopeRowBackward(const float* cosine, const float* sine, int64_t n, float* d
 
 // y = silu(gate) * up, silu(x) = x / (1 + exp(-x)) (Shazeer 2020).
 void SwiGluRow(const float* gate, const float* up, int64_t n, float* y);
-// dgate and dup are overwritten; dgate may be gate, dup may be dy.
+// dgate and dup are overwritten; dgate may be gate, dup may be up or dy.
 void SwiGluRowBackward(const float* gate, const float* up, const float* dy, int64_t n, float* dgate,
                        float* dup);
 

@@ -1,6 +1,7 @@
 // Perplexities of real files against llama.cpp's with F32 arithmetic (b10151, CPU).
 #include <gtest/gtest.h>
 
+#include <cstdio>
 #include <memory>
 #include <optional>
 #include <string>
@@ -55,7 +56,15 @@ TEST_P(PerplexityReferenceTest, IsWithinTwoPerMille) {
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(result->windows, reference.windows);
   EXPECT_NEAR(result->perplexity / reference.perplexity, 1.0, kTolerance) << result->perplexity;
+  std::printf("%s: %.4f, llama.cpp %.4f, ratio %.7f\n", reference.name.c_str(), result->perplexity,
+              reference.perplexity, result->perplexity / reference.perplexity);
   RecordProperty("perplexity", std::to_string(result->perplexity));
+}
+
+Reference Random(const std::string& test, const std::string& model, double perplexity,
+                 double scale) {
+  return {test, model, "wiki.64k.txt", 8, perplexity, scale == 0 ? "" : model + ".lora-r8a16",
+          scale};
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -64,13 +73,24 @@ INSTANTIATE_TEST_SUITE_P(
         Reference{"Stories260K", "stories260K-f32", "stories-gen.txt", 64, 2.9515, ""},
         Reference{"Stories15MQ8", "stories15M-Q8_0", "stories-gen.txt", 64, 2.6611, ""},
         Reference{"Stories15MQ4", "stories15M-Q4_0", "stories-gen.txt", 64, 2.9058, ""},
-        Reference{"RandomF32", "rand-tiny-llama-f32", "wiki.64k.txt", 8, 9044.9681, ""},
-        Reference{"RandomQ4", "rand-tiny-llama-Q4_0", "wiki.64k.txt", 8, 8966.0120, ""},
-        Reference{"RandomQ4KM", "rand-tiny-llama-Q4_K_M", "wiki.64k.txt", 8, 9184.7952, ""},
-        Reference{"RandomLora", "rand-tiny-llama-f32", "wiki.64k.txt", 8, 8942.9334,
-                  "rand-tiny-llama-f32.lora-r8a16", 1},
-        Reference{"RandomLoraHalf", "rand-tiny-llama-f32", "wiki.64k.txt", 8, 9100.0390,
-                  "rand-tiny-llama-f32.lora-r8a16", 0.5}),
+        Random("Llama", "rand-tiny-llama-f32", 9044.9681, 0),
+        Random("LlamaQ4", "rand-tiny-llama-Q4_0", 8966.0120, 0),
+        Random("LlamaQ4KM", "rand-tiny-llama-Q4_K_M", 9184.7952, 0),
+        Random("LlamaLora", "rand-tiny-llama-f32", 8942.9334, 1),
+        Random("LlamaLoraHalf", "rand-tiny-llama-f32", 9100.0390, 0.5),
+        Random("Qwen2", "rand-tiny-qwen2-f32", 9200.7430, 0),
+        Random("Qwen2Q4KM", "rand-tiny-qwen2-Q4_K_M", 9296.0384, 0),
+        Random("Qwen2Lora", "rand-tiny-qwen2-f32", 9795.5826, 1),
+        Random("Qwen2LoraHalf", "rand-tiny-qwen2-f32", 9534.8145, 0.5),
+        Random("Qwen3", "rand-tiny-qwen3-f32", 9407.1432, 0),
+        Random("Qwen3Lora", "rand-tiny-qwen3-f32", 9390.9667, 1),
+        Random("Qwen3LoraHalf", "rand-tiny-qwen3-f32", 9485.7302, 0.5),
+        Random("Gemma3", "rand-tiny-gemma3-f32", 8859.5520, 0),
+        Random("Gemma3Lora", "rand-tiny-gemma3-f32", 8713.1339, 1),
+        Random("Gemma3LoraHalf", "rand-tiny-gemma3-f32", 8745.9279, 0.5),
+        Random("Phi3", "rand-tiny-phi3-f32", 9161.8600, 0),
+        Random("Phi3Lora", "rand-tiny-phi3-f32", 8673.1269, 1),
+        Random("Phi3LoraHalf", "rand-tiny-phi3-f32", 8926.3660, 0.5)),
     [](const ::testing::TestParamInfo<Reference>& test) { return test.param.name; });
 
 }  // namespace

@@ -54,18 +54,27 @@ Values<T> ScalarRmsNorm(const Values<T>& x, const Values<T>& weight, double epsi
   return y;
 }
 
-// x [B * length, heads * head_dim]: pairs (2i, 2i+1) of each head turn by position * frequency[i].
+struct ScalarRopeSettings {
+  std::vector<double> frequencies;
+  bool halves = false;   // pairs (i, i + n/2) of the n rotated values, not (2i, 2i + 1)
+  double magnitude = 1;  // of cosine and sine
+};
+
+// x [B * length, heads * head_dim]: pairs of each head turn by position * frequency.
 template <typename T>
-Values<T> ScalarRope(Values<T> x, const std::vector<double>& frequencies, size_t length,
-                     size_t heads, size_t head_dim) {
+Values<T> ScalarRope(Values<T> x, const ScalarRopeSettings& rope, size_t length, size_t heads,
+                     size_t head_dim) {
+  const size_t pairs = rope.frequencies.size();
   for (size_t head = 0; head < x.size() / head_dim; ++head) {
     const double position = static_cast<double>(head / heads % length);
-    for (size_t i = 0; i < frequencies.size(); ++i) {
-      const double angle = position * frequencies[i];
-      T& a = x[head * head_dim + 2 * i];
-      T& b = x[head * head_dim + 2 * i + 1];
-      const T turned = a * std::cos(angle) - b * std::sin(angle);
-      b = a * std::sin(angle) + b * std::cos(angle);
+    for (size_t i = 0; i < pairs; ++i) {
+      const double angle = position * rope.frequencies[i];
+      const double cosine = rope.magnitude * std::cos(angle);
+      const double sine = rope.magnitude * std::sin(angle);
+      T& a = x[head * head_dim + (rope.halves ? i : 2 * i)];
+      T& b = x[head * head_dim + (rope.halves ? i + pairs : 2 * i + 1)];
+      const T turned = a * cosine - b * sine;
+      b = a * sine + b * cosine;
       a = turned;
     }
   }
@@ -74,6 +83,8 @@ Values<T> ScalarRope(Values<T> x, const std::vector<double>& frequencies, size_t
 
 struct ScalarAttentionShape {
   size_t batch, length, heads, kv_heads, head_dim;
+  double scale = 0;   // 0: 1 / sqrt(head_dim)
+  size_t window = 0;  // 0: all earlier keys
 };
 
 template <typename T>
@@ -81,6 +92,7 @@ Values<T> ScalarAttention(const ScalarAttentionShape& s, const Values<T>& q, con
                           const Values<T>& v) {
   Values<T> out(q.size());
   const size_t n = s.head_dim;
+  const double scale = s.scale != 0 ? s.scale : 1 / std::sqrt(static_cast<double>(n));
   for (size_t row = 0; row < s.batch * s.length; ++row) {
     for (size_t h = 0; h < s.heads; ++h) {
       const size_t kv = h / (s.heads / s.kv_heads);
@@ -92,7 +104,8 @@ Values<T> ScalarAttention(const ScalarAttentionShape& s, const Values<T>& q, con
         for (size_t d = 0; d < n; ++d) {
           score += q[(row * s.heads + h) * n + d] * k[(key * s.kv_heads + kv) * n + d];
         }
-        weights.push_back(std::exp(score / std::sqrt(static_cast<double>(n))));
+        const bool seen = s.window == 0 || row - key < s.window;
+        weights.push_back(seen ? std::exp(score * scale) : T(0));
         sum += weights.back();
       }
       for (size_t j = 0; j < weights.size(); ++j) {
@@ -110,6 +123,33 @@ template <typename T>
 Values<T> ScalarSwiGlu(const Values<T>& gate, const Values<T>& up) {
   Values<T> y(gate.size());
   for (size_t i = 0; i < y.size(); ++i) y[i] = gate[i] / (1.0 + std::exp(-gate[i])) * up[i];
+  return y;
+}
+
+template <typename T>
+Values<T> ScalarGeluGlu(const Values<T>& gate, const Values<T>& up) {
+  const double factor = std::sqrt(2 / 3.14159265358979323846);
+  Values<T> y(gate.size());
+  for (size_t i = 0; i < y.size(); ++i) {
+    const T g = gate[i];
+    y[i] = 0.5 * g * (1.0 + std::tanh(factor * (g + 0.044715 * g * g * g))) * up[i];
+  }
+  return y;
+}
+
+template <typename T>
+Values<T> ScalarSoftCap(Values<T> x, double cap) {
+  for (T& value : x) value = cap * std::tanh(value / cap);
+  return x;
+}
+
+// Columns [begin, end) of x [rows, width].
+template <typename T>
+Values<T> ScalarColumns(const Values<T>& x, size_t width, size_t begin, size_t end) {
+  Values<T> y;
+  for (size_t row = 0; row < x.size(); row += width) {
+    for (size_t j = begin; j < end; ++j) y.push_back(x[row + j]);
+  }
   return y;
 }
 

@@ -1,5 +1,6 @@
-// A whole Llama with LoRA in plain loops over a flat vector of parameters: the oracle for losses
-// and for gradients by the complex step.
+// A whole decoder with LoRA in plain loops over a flat vector of parameters: the oracle for losses
+// and for gradients by the complex step. What the families do differently is said here once more,
+// apart from the product's table; frequencies come from the file's keys.
 #ifndef FEDGE_TESTS_TESTING_SCALAR_TRANSFORMER_H_
 #define FEDGE_TESTS_TESTING_SCALAR_TRANSFORMER_H_
 
@@ -22,9 +23,10 @@ namespace fedge::testing {
 class ScalarTransformer {
  public:
   explicit ScalarTransformer(const BaseModel& model) : model_(model) {
-    for (const float frequency : model.rope_frequencies()) {
-      frequencies_.push_back(static_cast<double>(frequency));
-    }
+    const std::string& name = model.config().architecture;
+    halves_ = name != "llama";
+    head_norms_ = name == "qwen3" || name == "gemma3";
+    gemma_ = name == "gemma3";
     for (const GgufTensor& tensor : model.file().tensors()) {
       const size_t size = static_cast<size_t>(tensor.num_elements());
       std::vector<float> values(size);
@@ -51,10 +53,14 @@ class ScalarTransformer {
       const auto row = table.begin() + token * c.embedding_length;
       x.insert(x.end(), row, row + c.embedding_length);
     }
-    for (int64_t i = 0; i < c.block_count; ++i) Block(p, batch, absl::StrCat("blk.", i, "."), x);
+    if (gemma_) {
+      for (T& value : x) value *= std::sqrt(static_cast<double>(channels));
+    }
+    for (int64_t i = 0; i < c.block_count; ++i) Block(p, batch, i, x);
     x = ScalarRmsNorm(x, p.Tensor("output_norm.weight"), epsilon);
-    const Values<T> logits =
-        p.Apply(model_.tied_output() ? "token_embd.weight" : "output.weight", x, channels);
+    Values<T> logits = p.Apply(model_.tied_output() ? "token_embd" : "output", x, channels);
+    const double cap = Key("final_logit_softcapping", 0);
+    if (cap != 0) logits = ScalarSoftCap(logits, cap);
     return ScalarCrossEntropy(logits, batch.targets, static_cast<size_t>(c.vocab_size));
   }
 
@@ -77,11 +83,18 @@ class ScalarTransformer {
       return {};
     }
 
+    // <name>.weight with the adapter on it, <name>.bias where there is one. The bias of a tied head
+    // is the head's.
     Values<T> Apply(const std::string& name, const Values<T>& x, size_t in) const {
-      const Values<T> w = Tensor(name);
+      const Values<T> w = Tensor(name + ".weight");
       const size_t out = w.size() / in;
       Values<T> y = ScalarLinear(x, w, in, out);
-      const int64_t index = spec == nullptr ? -1 : spec->Find(name);
+      const std::string bias = (name == "token_embd" ? "output" : name) + ".bias";
+      if (self.Has(bias)) {
+        const Values<T> b = Tensor(bias);
+        for (size_t i = 0; i < y.size(); ++i) y[i] += b[i % out];
+      }
+      const int64_t index = spec == nullptr ? -1 : spec->Find(name + ".weight");
       if (index < 0) return y;
       const LoraModule& module = spec->modules()[static_cast<size_t>(index)];
       const auto a = adapter.begin() + module.offset;
@@ -92,29 +105,96 @@ class ScalarTransformer {
     }
   };
 
+  bool Has(const std::string& tensor) const { return model_.file().FindTensor(tensor) != nullptr; }
+
+  double Key(const std::string& name, double fallback) const {
+    return model_.file()
+        .GetFloatOr(absl::StrCat(model_.config().architecture, ".", name), fallback)
+        .value();
+  }
+
+  bool IsLocal(int64_t layer) const {
+    return gemma_ && Key("attention.sliding_window", 0) > 0 && layer % 6 < 5;
+  }
+
   template <typename T>
-  void Block(const Parameters<T>& p, const Batch& batch, const std::string& block,
-             Values<T>& x) const {
+  ScalarRopeSettings Rope(const Parameters<T>& p, const Batch& batch, int64_t layer) const {
     const ModelConfig& c = model_.config();
-    const size_t channels = static_cast<size_t>(c.embedding_length);
+    ScalarRopeSettings rope;
+    rope.halves = halves_;
+    rope.magnitude = Key("rope.scaling.attn_factor", 1);
+    const double base =
+        IsLocal(layer) ? Key("rope.freq_base_swa", 10000) : Key("rope.freq_base", 0);
+    const double original = Key("rope.scaling.original_context_length", 1e9);
+    const bool beyond = static_cast<double>(batch.length) > original;
+    std::string tensor = beyond ? "rope_factors_long.weight" : "rope_factors_short.weight";
+    if (Has("rope_freqs.weight")) tensor = "rope_freqs.weight";
+    Values<T> factors(static_cast<size_t>(c.rope_dim / 2), T(1));
+    if (Has(tensor) && !gemma_) factors = p.Tensor(tensor);
+    for (size_t i = 0; i < factors.size(); ++i) {
+      const double exponent = -2 * static_cast<double>(i) / static_cast<double>(c.rope_dim);
+      const double scale = IsLocal(layer) ? 1 : Key("rope.scaling.factor", 1);
+      rope.frequencies.push_back(std::pow(base, exponent) / RealPart(factors[i]) / scale);
+    }
+    return rope;
+  }
+
+  // Of [q | k | v] or [gate | up]: part i, from one fused linear or from one of its own.
+  template <typename T>
+  std::vector<Values<T>> Parts(const Parameters<T>& p, const Values<T>& x, const std::string& fused,
+                               const std::vector<std::string>& names,
+                               const std::vector<size_t>& widths) const {
+    const size_t channels = static_cast<size_t>(model_.config().embedding_length);
+    std::vector<Values<T>> parts;
+    if (Has(names[0] + ".weight")) {
+      for (const std::string& name : names) parts.push_back(p.Apply(name, x, channels));
+      return parts;
+    }
+    const Values<T> all = p.Apply(fused, x, channels);
+    size_t total = 0, begin = 0;
+    for (const size_t width : widths) total += width;
+    for (const size_t width : widths) {
+      parts.push_back(ScalarColumns(all, total, begin, begin + width));
+      begin += width;
+    }
+    return parts;
+  }
+
+  template <typename T>
+  void Block(const Parameters<T>& p, const Batch& batch, int64_t layer, Values<T>& x) const {
+    const ModelConfig& c = model_.config();
+    const std::string block = absl::StrCat("blk.", layer, ".");
     const double epsilon = static_cast<double>(c.rms_epsilon);
-    const ScalarAttentionShape s = {
-        static_cast<size_t>(batch.batch_size), static_cast<size_t>(batch.length),
-        static_cast<size_t>(c.head_count), static_cast<size_t>(c.head_count_kv),
-        static_cast<size_t>(c.head_dim)};
-    Values<T> n = ScalarRmsNorm(x, p.Tensor(block + "attn_norm.weight"), epsilon);
-    const Values<T> q = ScalarRope(p.Apply(block + "attn_q.weight", n, channels), frequencies_,
-                                   s.length, s.heads, s.head_dim);
-    const Values<T> k = ScalarRope(p.Apply(block + "attn_k.weight", n, channels), frequencies_,
-                                   s.length, s.kv_heads, s.head_dim);
-    const Values<T> v = p.Apply(block + "attn_v.weight", n, channels);
-    AddTo(p.Apply(block + "attn_output.weight", ScalarAttention(s, q, k, v), s.heads * s.head_dim),
-          x);
-    n = ScalarRmsNorm(x, p.Tensor(block + "ffn_norm.weight"), epsilon);
-    const Values<T> hidden = ScalarSwiGlu(p.Apply(block + "ffn_gate.weight", n, channels),
-                                          p.Apply(block + "ffn_up.weight", n, channels));
-    AddTo(p.Apply(block + "ffn_down.weight", hidden, static_cast<size_t>(c.feed_forward_length)),
-          x);
+    const auto norm = [&](const std::string& name, const Values<T>& values) {
+      return ScalarRmsNorm(values, p.Tensor(block + name + ".weight"), epsilon);
+    };
+    ScalarAttentionShape s = {static_cast<size_t>(batch.batch_size),
+                              static_cast<size_t>(batch.length), static_cast<size_t>(c.head_count),
+                              static_cast<size_t>(c.head_count_kv),
+                              static_cast<size_t>(c.head_dim)};
+    s.scale = Key("attention.scale", 0);
+    if (IsLocal(layer)) s.window = static_cast<size_t>(Key("attention.sliding_window", 0));
+    const size_t kv_width = s.kv_heads * s.head_dim;
+    std::vector<Values<T>> qkv = Parts(p, norm("attn_norm", x), block + "attn_qkv",
+                                       {block + "attn_q", block + "attn_k", block + "attn_v"},
+                                       {s.heads * s.head_dim, kv_width, kv_width});
+    if (head_norms_) {
+      qkv[0] = norm("attn_q_norm", qkv[0]);
+      qkv[1] = norm("attn_k_norm", qkv[1]);
+    }
+    const ScalarRopeSettings rope = Rope(p, batch, layer);
+    qkv[0] = ScalarRope(qkv[0], rope, s.length, s.heads, s.head_dim);
+    qkv[1] = ScalarRope(qkv[1], rope, s.length, s.kv_heads, s.head_dim);
+    Values<T> y = p.Apply(block + "attn_output", ScalarAttention(s, qkv[0], qkv[1], qkv[2]),
+                          s.heads * s.head_dim);
+    AddTo(gemma_ ? norm("post_attention_norm", y) : y, x);
+    const size_t hidden = static_cast<size_t>(c.feed_forward_length);
+    const std::vector<Values<T>> gate =
+        Parts(p, norm("ffn_norm", x), block + "ffn_up", {block + "ffn_gate", block + "ffn_up"},
+              {hidden, hidden});
+    y = p.Apply(block + "ffn_down",
+                gemma_ ? ScalarGeluGlu(gate[0], gate[1]) : ScalarSwiGlu(gate[0], gate[1]), hidden);
+    AddTo(gemma_ ? norm("post_ffw_norm", y) : y, x);
   }
 
   template <typename T>
@@ -123,7 +203,7 @@ class ScalarTransformer {
   }
 
   const BaseModel& model_;
-  std::vector<double> frequencies_;
+  bool halves_ = false, head_norms_ = false, gemma_ = false;
   std::vector<double> weights_;
   std::vector<size_t> offsets_;  // of each tensor in weights
 };

@@ -72,6 +72,9 @@ class TinyModelMaker {
                                   : options_.embedding_length / options_.head_count;
   }
 
+  int64_t rope_dim() const { return options_.rope_dim != 0 ? options_.rope_dim : head_dim(); }
+  bool Is(absl::string_view architecture) const { return options_.architecture == architecture; }
+
   void SetSize(absl::string_view key, int64_t value) {
     writer_.SetUint32(absl::StrCat(options_.architecture, ".", key), static_cast<uint32_t>(value));
   }
@@ -87,7 +90,8 @@ class TinyModelMaker {
     SetSize("attention.head_count_kv", options_.head_count_kv);
     SetSize("attention.key_length", head_dim());
     SetSize("attention.value_length", head_dim());
-    SetSize("rope.dimension_count", head_dim());
+    SetSize("rope.dimension_count", rope_dim());
+    if (options_.sliding_window != 0) SetSize("attention.sliding_window", options_.sliding_window);
     writer_.SetFloat32(absl::StrCat(options_.architecture, ".attention.layer_norm_rms_epsilon"),
                        1e-5f);
     writer_.SetFloat32(absl::StrCat(options_.architecture, ".rope.freq_base"), 10000);
@@ -129,36 +133,76 @@ class TinyModelMaker {
     Add(name, options_.dtype, {cols, rows}, Values(name, rows * cols, 0, deviation));
   }
 
-  void AddNorm(const std::string& name) {
-    const int64_t size = options_.embedding_length;
+  void AddNorm(const std::string& name, int64_t size) {
     Add(name, DType::kF32, {size}, Values(name, size, 1, 0.1));
+  }
+
+  // A linear of a block and, where it has one, its bias.
+  void AddLinear(const std::string& name, int64_t rows, int64_t cols, bool bias) {
+    AddMatrix(name + ".weight", rows, cols, 1 / std::sqrt(static_cast<double>(cols)));
+    if (!bias && !options_.biases) return;
+    Add(name + ".bias", DType::kF32, {rows}, Values(name + ".bias", rows, 0, 0.3));
+  }
+
+  void AddAttention(const std::string& block) {
+    const int64_t channels = options_.embedding_length;
+    const int64_t q_rows = options_.head_count * head_dim();
+    const int64_t kv_rows = options_.head_count_kv * head_dim();
+    AddNorm(block + "attn_norm.weight", channels);
+    if (Is("phi3") || options_.fused_qkv) {
+      AddLinear(block + "attn_qkv", q_rows + 2 * kv_rows, channels, Is("qwen2"));
+    } else {
+      AddLinear(block + "attn_q", q_rows, channels, Is("qwen2"));
+      AddLinear(block + "attn_k", kv_rows, channels, Is("qwen2"));
+      AddLinear(block + "attn_v", kv_rows, channels, Is("qwen2"));
+    }
+    AddLinear(block + "attn_output", channels, q_rows, false);
+    if (Is("qwen3") || Is("gemma3")) {
+      AddNorm(block + "attn_q_norm.weight", head_dim());
+      AddNorm(block + "attn_k_norm.weight", head_dim());
+    }
+    if (Is("gemma3")) AddNorm(block + "post_attention_norm.weight", channels);
+  }
+
+  void AddFeedForward(const std::string& block) {
+    const int64_t channels = options_.embedding_length;
+    const int64_t hidden = options_.feed_forward_length;
+    AddNorm(block + "ffn_norm.weight", channels);
+    if (Is("phi3")) {
+      AddLinear(block + "ffn_up", 2 * hidden, channels, false);
+    } else {
+      AddLinear(block + "ffn_gate", hidden, channels, false);
+      AddLinear(block + "ffn_up", hidden, channels, false);
+    }
+    AddLinear(block + "ffn_down", channels, hidden, false);
+    if (Is("gemma3")) AddNorm(block + "post_ffw_norm.weight", channels);
+  }
+
+  void AddRopeFactors(const std::string& name, float first) {
+    std::vector<float> factors(static_cast<size_t>(rope_dim() / 2));
+    for (size_t i = 0; i < factors.size(); ++i) factors[i] = first + static_cast<float>(i);
+    Add(name, DType::kF32, {rope_dim() / 2}, factors);
   }
 
   void AddTensors() {
     const int64_t channels = options_.embedding_length;
-    const int64_t hidden = options_.feed_forward_length;
-    const int64_t q_rows = options_.head_count * head_dim();
-    const int64_t kv_rows = options_.head_count_kv * head_dim();
-    const auto fan_in = [](int64_t cols) { return 1 / std::sqrt(static_cast<double>(cols)); };
     AddMatrix("token_embd.weight", options_.vocab_size, channels, 0.5);
     for (int64_t i = 0; i < options_.block_count; ++i) {
-      const std::string block = absl::StrCat("blk.", i, ".");
-      AddNorm(block + "attn_norm.weight");
-      AddMatrix(block + "attn_q.weight", q_rows, channels, fan_in(channels));
-      AddMatrix(block + "attn_k.weight", kv_rows, channels, fan_in(channels));
-      AddMatrix(block + "attn_v.weight", kv_rows, channels, fan_in(channels));
-      AddMatrix(block + "attn_output.weight", channels, q_rows, fan_in(q_rows));
-      AddNorm(block + "ffn_norm.weight");
-      AddMatrix(block + "ffn_gate.weight", hidden, channels, fan_in(channels));
-      AddMatrix(block + "ffn_up.weight", hidden, channels, fan_in(channels));
-      AddMatrix(block + "ffn_down.weight", channels, hidden, fan_in(hidden));
+      AddAttention(absl::StrCat("blk.", i, "."));
+      AddFeedForward(absl::StrCat("blk.", i, "."));
     }
-    AddNorm("output_norm.weight");
+    AddNorm("output_norm.weight", channels);
     if (!options_.tied_output) AddMatrix("output.weight", options_.vocab_size, channels, 0.5);
-    if (options_.rope_frequency_factors) {
-      std::vector<float> factors(static_cast<size_t>(head_dim() / 2));
-      for (size_t i = 0; i < factors.size(); ++i) factors[i] = 1 + static_cast<float>(i);
-      Add("rope_freqs.weight", DType::kF32, {head_dim() / 2}, factors);
+    if (options_.biases) {
+      Add("output.bias", DType::kF32, {options_.vocab_size},
+          Values("output.bias", options_.vocab_size, 0, 0.3));
+    }
+    if (!options_.rope_frequency_factors) return;
+    if (Is("phi3")) {
+      AddRopeFactors("rope_factors_long.weight", 2);
+      AddRopeFactors("rope_factors_short.weight", 1);
+    } else {
+      AddRopeFactors("rope_freqs.weight", 1);
     }
   }
 

@@ -1,5 +1,5 @@
-// A random Llama of any small size as a GGUF file, for tests that need a real model file but no
-// real language.
+// A random model of any family and small size as a GGUF file, for tests that need a real model file
+// but no real language.
 #ifndef FEDGE_TESTS_TESTING_TINY_MODEL_H_
 #define FEDGE_TESTS_TESTING_TINY_MODEL_H_
 
@@ -29,9 +29,14 @@ struct TinyModelOptions {
   int64_t vocab_size = kTinyVocabularySize;  // at least that; the rest are unused tokens
   DType dtype = DType::kF32;                 // of the matrices; norms are F32
   bool tied_output = true;
-  bool rope_frequency_factors = false;  // adds rope_freqs.weight
+  bool rope_frequency_factors = false;  // adds rope_freqs.weight, for phi3 the long and short ones
   uint64_t seed = 1;                    // of the weights
+  // Decides which norms, biases and fused linears there are.
   std::string architecture = "llama";
+  bool biases = false;         // of every linear and the head; qwen2 always has those of q, k, v
+  bool fused_qkv = false;      // phi3 always has
+  int64_t rope_dim = 0;        // 0: head_dim
+  int64_t sliding_window = 0;  // 0: no key
   // To make broken files: tensors left out, and a last word on the metadata and tensors.
   std::vector<std::string> omit_tensors;
   std::function<void(GgufWriter&)> extra;

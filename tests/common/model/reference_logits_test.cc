@@ -50,11 +50,15 @@ TEST_P(ReferenceLogitsTest, MatchAtTheLastPosition) {
   }
   std::printf("%s: %zu tokens, max difference %.2g of %.3g\n", name.c_str(), tokens.size(), error,
               largest);
-  EXPECT_LT(error, 1e-4 * largest);
+  // llama.cpp looks GELU up in a table of half precision.
+  const bool coarse = (*model)->config().family->gate == GateFunction::kGeluTanh;
+  EXPECT_LT(error, (coarse ? 1e-3 : 1e-4) * largest);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, ReferenceLogitsTest,
-                         ::testing::Values("stories260K-f32", "rand-tiny-llama-f32"));
+                         ::testing::Values("stories260K-f32", "rand-tiny-llama-f32",
+                                           "rand-tiny-qwen2-f32", "rand-tiny-qwen3-f32",
+                                           "rand-tiny-gemma3-f32"));
 
 }  // namespace
 }  // namespace fedge

@@ -151,8 +151,8 @@ TEST_F(PretrainTest, KeepsMatricesWithOddRowsInFp32) {
   options.output_type = DType::kQ4_0;
   ASSERT_TRUE(Run(options).ok());
   const auto model = BaseModel::Load(options.output_file, env_).value();
-  EXPECT_EQ(model->layers()[0].down.type, DType::kF32);
-  EXPECT_EQ(model->layers()[0].up.type, DType::kQ4_0);
+  EXPECT_EQ(model->layers()[0].linear[kDown].type, DType::kF32);
+  EXPECT_EQ(model->layers()[0].linear[kUp].type, DType::kQ4_0);
 }
 
 TEST_F(PretrainTest, NamesWhatDoesNotFit) {

@@ -1,0 +1,127 @@
+#include "common/model/bound_model.h"
+
+#include <algorithm>
+
+#include "common/base/status.h"
+
+namespace fedge {
+namespace {
+
+void BindLinear(const LoraAdapter& adapter, int64_t module, Linear& linear) {
+  linear.rank = 0;
+  linear.lora.clear();
+  if (module < 0) return;
+  const LoraModule& description = adapter.spec().modules()[static_cast<size_t>(module)];
+  linear.rank = description.rank;
+  linear.scale = adapter.spec().scale(description);
+  linear.lora.push_back({adapter.a(module).data(), adapter.b(module).data()});
+}
+
+LinearGradient AdapterGradient(const GradientSink& sink, int64_t module) {
+  LinearGradient gradient;
+  if (module < 0) return gradient;
+  const LoraModule& description = sink.spec->modules()[static_cast<size_t>(module)];
+  float* const a = sink.adapter + description.offset;
+  gradient.lora.push_back({a, a + description.a_size()});
+  return gradient;
+}
+
+}  // namespace
+
+BoundModel::BoundModel(const BaseModel& model) : model_(model), module_(model.layers().size()) {
+  for (const LayerWeights& weights : model.layers()) {
+    Layer layer;
+    layer.norm = weights.norm;
+    layer.window = weights.window;
+    for (size_t i = 0; i < kLinearsPerLayer; ++i) {
+      layer.linear[i].weight = weights.linear[i];
+      layer.linear[i].bias = weights.bias[i];
+    }
+    layers_.push_back(std::move(layer));
+  }
+  output_.weight = model.output();
+  output_.bias = model.output_bias();
+}
+
+void BoundModel::Bind(const LoraAdapter* adapter) {
+  if (adapter == nullptr) {
+    for (Layer& layer : layers_) {
+      for (Linear& linear : layer.linear) linear.rank = 0;
+    }
+    output_.rank = 0;
+    return;
+  }
+  const LoraSpec& spec = adapter->spec();
+  if (!bound_ || bound_layout_ != spec.layout_hash()) {
+    const absl::Status fits = model_.CheckAdapter(spec);
+    FEDGE_CHECK(fits.ok(), fits.ToString());
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      for (size_t j = 0; j < kLinearsPerLayer; ++j) {
+        const auto index = static_cast<LinearIndex>(j);
+        module_[i][j] = layers_[i].Has(index)
+                            ? spec.Find(LinearTensorName(static_cast<int64_t>(i), index))
+                            : -1;
+      }
+    }
+    output_module_ = spec.Find("output.weight");
+    bound_ = true;
+    bound_layout_ = spec.layout_hash();
+  }
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    for (size_t j = 0; j < kLinearsPerLayer; ++j) {
+      BindLinear(*adapter, module_[i][j], layers_[i].linear[j]);
+    }
+  }
+  BindLinear(*adapter, output_module_, output_);
+}
+
+int64_t BoundModel::max_rank() const {
+  int64_t rank = 0;
+  for (const Layer& layer : layers_) {
+    for (const Linear& linear : layer.linear) rank = std::max(rank, linear.rank);
+  }
+  return rank;
+}
+
+float* BoundModel::WeightSink(const GradientSink& sink, absl::string_view tensor) const {
+  const GgufTensor* const found = model_.file().FindTensor(tensor);
+  FEDGE_CHECK(found != nullptr, "no tensor ", tensor);
+  return (*sink.weights)[static_cast<size_t>(found - model_.file().tensors().data())].data();
+}
+
+LayerGradient BoundModel::GradientOf(int64_t layer, const GradientSink& sink) const {
+  const Layer& views = layers_[static_cast<size_t>(layer)];
+  LayerGradient gradient;
+  for (size_t j = 0; j < kLinearsPerLayer; ++j) {
+    const auto index = static_cast<LinearIndex>(j);
+    if (!views.Has(index)) continue;
+    if (sink.weights == nullptr) {
+      gradient.linear[j] = AdapterGradient(sink, module_[static_cast<size_t>(layer)][j]);
+      continue;
+    }
+    gradient.linear[j].weight = WeightSink(sink, LinearTensorName(layer, index));
+    if (views.linear[j].bias == nullptr) continue;
+    gradient.linear[j].bias = WeightSink(sink, LinearBiasName(layer, index));
+  }
+  if (sink.weights == nullptr) return gradient;
+  for (size_t j = 0; j < kNormsPerLayer; ++j) {
+    if (views.norm[j] == nullptr) continue;
+    gradient.norm[j] = WeightSink(sink, NormTensorName(layer, static_cast<NormIndex>(j)));
+  }
+  return gradient;
+}
+
+HeadGradient BoundModel::GradientOfHead(const GradientSink& sink) const {
+  HeadGradient gradient;
+  if (sink.weights == nullptr) {
+    gradient.linear = AdapterGradient(sink, output_module_);
+    return gradient;
+  }
+  gradient.linear.weight =
+      WeightSink(sink, model_.tied_output() ? "token_embd.weight" : "output.weight");
+  if (output_.bias != nullptr) gradient.linear.bias = WeightSink(sink, "output.bias");
+  gradient.norm = WeightSink(sink, "output_norm.weight");
+  return gradient;
+}
+
+}  // namespace fedge

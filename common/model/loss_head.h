@@ -1,0 +1,60 @@
+// The end of the decoder: final norm, head, soft cap and cross-entropy of the positions that have a
+// target, a chunk at a time, so that [T, V] logits never exist.
+#ifndef FEDGE_COMMON_MODEL_LOSS_HEAD_H_
+#define FEDGE_COMMON_MODEL_LOSS_HEAD_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "common/base/thread_pool.h"
+#include "common/model/bound_model.h"
+#include "common/model/ops.h"
+#include "common/model/tokenizer.h"
+
+namespace fedge {
+
+// Rows of the last layer's output that have a target.
+struct ScoredRows {
+  std::vector<int64_t> where;    // row in the batch
+  std::vector<TokenId> targets;  // of each
+  std::vector<float> weights;    // of each in the gradient
+
+  int64_t size() const { return static_cast<int64_t>(where.size()); }
+};
+
+class LossHead {
+ public:
+  LossHead(const BoundModel* model, ThreadPool* pool) : model_(*model), pool_(*pool) {}
+
+  // Sum of the rows' nats; `token_nats` (may be empty) gets each one's at its place. x [B*T, C].
+  double Forward(const float* x, const ScoredRows& rows, absl::Span<float> token_nats);
+  // The same, adds the head's gradients to `sink` and sets the scored rows of dx [B*T, C]; others
+  // stay as they are.
+  double ForwardBackward(const float* x, const ScoredRows& rows, const GradientSink& sink,
+                         absl::Span<float> token_nats, float* dx);
+  // logits [V] of the single row x [C].
+  void Logits(const float* x, float* logits);
+
+ private:
+  struct Chunk {
+    const int64_t* where;
+    const TokenId* targets;
+    const float* weights;
+    int64_t rows;
+  };
+  // With a null sink the loss only.
+  double Run(const float* x, const ScoredRows& rows, const GradientSink* sink,
+             absl::Span<float> token_nats, float* dx);
+  void ForwardChunk(const float* x, const Chunk& chunk);
+  void BackwardChunk(const Chunk& chunk, const GradientSink& sink, float* dx);
+
+  const BoundModel& model_;
+  ThreadPool& pool_;
+  std::vector<double> nats_;
+  FloatBuffer hidden_, normed_, inv_, logits_, capped_, d_normed_, d_hidden_, u_, du_;
+};
+
+}  // namespace fedge
+
+#endif  // FEDGE_COMMON_MODEL_LOSS_HEAD_H_

@@ -1,0 +1,170 @@
+// Every model family on tiny random files: losses and gradients against the scalar transformer, and
+// decoding with a cache against the whole batch.
+#include "common/model/family.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "common/formats/gguf_writer.h"
+#include "tests/testing/tiny_transformer.h"
+
+namespace fedge {
+namespace {
+
+using testing::NatsOf;
+using testing::RandomBatch;
+using testing::Tiny;
+using testing::TinyModelOptions;
+
+TEST(FamilyTest, TableNamesEachFamilyOnce) {
+  EXPECT_EQ(SupportedFamilies(), "llama, qwen2, qwen3, gemma3, phi3");
+  for (const ModelFamily& family : ModelFamilies()) {
+    EXPECT_EQ(FindFamily(family.architecture), &family);
+  }
+  EXPECT_EQ(FindFamily("mamba"), nullptr);
+}
+
+struct Case {
+  std::string name;
+  TinyModelOptions options;
+};
+
+TinyModelOptions Small(const std::string& architecture) {
+  TinyModelOptions options;
+  options.architecture = architecture;
+  options.embedding_length = 16;
+  options.feed_forward_length = 24;
+  options.head_dim = 8;
+  return options;
+}
+
+std::vector<Case> Cases() {
+  std::vector<Case> cases;
+  for (const ModelFamily& family : ModelFamilies()) {
+    const std::string name(family.architecture);
+    cases.push_back({name, Small(name)});
+  }
+  TinyModelOptions options = Small("llama");
+  options.biases = true;
+  options.tied_output = false;
+  cases.push_back({"llama_biases", options});
+  options = Small("qwen2");
+  options.fused_qkv = true;
+  options.biases = true;  // of a tied head too
+  cases.push_back({"qwen2_fused", options});
+  options = Small("qwen3");
+  options.fused_qkv = true;
+  options.rope_dim = 6;
+  cases.push_back({"qwen3_fused", options});
+  options = Small("gemma3");
+  options.block_count = 7;
+  options.sliding_window = 3;
+  options.extra = [](GgufWriter& writer) {
+    writer.SetFloat32("gemma3.final_logit_softcapping", 5);
+    writer.SetFloat32("gemma3.rope.scaling.factor", 8);
+    writer.SetFloat32("gemma3.rope.freq_base_swa", 1000);
+    writer.SetFloat32("gemma3.attention.scale", 0.2f);
+  };
+  cases.push_back({"gemma3_window_cap", options});
+  options = Small("phi3");
+  options.rope_dim = 6;
+  options.biases = true;
+  options.extra = [](GgufWriter& writer) {
+    writer.SetFloat32("phi3.rope.scaling.attn_factor", 1.19f);
+  };
+  cases.push_back({"phi3_partial", options});
+  return cases;
+}
+
+class FamilyGradientTest : public ::testing::TestWithParam<Case> {};
+
+TEST_P(FamilyGradientTest, AdapterGradientMatchesComplexStep) {
+  TinyModelOptions options = GetParam().options;
+  options.rope_frequency_factors =
+      options.architecture == "llama" || options.architecture == "phi3";
+  const Tiny tiny(options);
+  const std::vector<std::string> modules = {"all"};
+  testing::ExpectAdapterGradient(GetParam().name, tiny, tiny.Adapter(modules),
+                                 RandomBatch(2, 7, tiny.model()->config().vocab_size), 60);
+}
+
+TEST_P(FamilyGradientTest, WeightGradientsMatchComplexStep) {
+  const Tiny tiny(GetParam().options);
+  testing::ExpectWeightGradients(GetParam().name + ", weights", tiny,
+                                 RandomBatch(2, 7, tiny.model()->config().vocab_size), 60);
+}
+
+// Token by token, and in pieces, across several windows.
+TEST_P(FamilyGradientTest, DecodingAgreesWithTheBatch) {
+  TinyModelOptions options = GetParam().options;
+  if (options.sliding_window != 0) options.sliding_window = 20;
+  const Tiny tiny(options);
+  const LoraAdapter adapter = tiny.Adapter({"all"});
+  const Batch batch = RandomBatch(1, 70, tiny.model()->config().vocab_size);
+  ThreadPool pool(2);
+  Transformer transformer(tiny.model(), &pool);
+  std::vector<float> nats(batch.tokens.size());
+  transformer.Loss(batch, &adapter, absl::MakeSpan(nats));
+  KvCache stepwise(tiny.model()->config(), 70), whole(tiny.model()->config(), 70);
+  std::vector<float> last;
+  for (size_t i = 0; i < batch.tokens.size(); ++i) {
+    const auto logits = transformer.Decode({batch.tokens[i]}, &adapter, stepwise);
+    ASSERT_TRUE(logits.ok()) << logits.status();
+    last = *logits;
+    if (batch.targets[i] == kNoToken) continue;
+    EXPECT_NEAR(NatsOf(last, batch.targets[i]), nats[i], 2e-4) << i;
+  }
+  const absl::Span<const TokenId> tokens = batch.tokens;
+  for (const auto& piece : {tokens.subspan(0, 37), tokens.subspan(37, 2), tokens.subspan(39)}) {
+    const auto logits = transformer.Decode(piece, &adapter, whole);
+    ASSERT_TRUE(logits.ok()) << logits.status();
+    if (whole.size() < 70) continue;
+    for (size_t i = 0; i < last.size(); ++i) EXPECT_NEAR((*logits)[i], last[i], 2e-4);
+  }
+}
+
+TEST_P(FamilyGradientTest, SameBytesForAnyNumberOfThreads) {
+  TinyModelOptions options = GetParam().options;
+  if (options.sliding_window != 0) options.sliding_window = 20;
+  const Tiny tiny(options);
+  const LoraAdapter adapter = tiny.Adapter({"all"});
+  const Batch batch = RandomBatch(3, 50, tiny.model()->config().vocab_size);
+  std::vector<std::vector<float>> gradients;
+  for (const int threads : {1, 3}) {
+    for (const int64_t budget : {int64_t{0}, kDefaultActivationBudget}) {
+      ThreadPool pool(threads);
+      Transformer transformer(tiny.model(), &pool, budget);
+      gradients.emplace_back(adapter.values().size(), 0.0f);
+      transformer.LossAndGradient(batch, adapter, 0.1f, absl::MakeSpan(gradients.back()));
+    }
+  }
+  for (const auto& gradient : gradients) EXPECT_EQ(gradient, gradients[0]);
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, FamilyGradientTest, ::testing::ValuesIn(Cases()),
+                         [](const auto& test) { return test.param.name; });
+
+TEST(RopeFactorsTest, ContextBeyondTheOriginalUsesLongFactors) {
+  TinyModelOptions options = Small("phi3");
+  options.rope_frequency_factors = true;
+  options.extra = [](GgufWriter& writer) {
+    writer.SetUint32("phi3.rope.scaling.original_context_length", 6);
+  };
+  const Tiny tiny(options);
+  const LoraAdapter adapter = tiny.Adapter({"all"});
+  testing::ExpectAdapterGradient("phi3, long factors", tiny, adapter, RandomBatch(2, 7, 320), 20);
+  testing::ExpectAdapterGradient("phi3, short factors", tiny, adapter, RandomBatch(2, 6, 320), 20);
+  // A cache's context is its capacity, from the first token on.
+  ThreadPool pool(1);
+  Transformer transformer(tiny.model(), &pool);
+  const std::vector<TokenId> tokens = {5, 6, 7};
+  KvCache usual(tiny.model()->config(), 6), beyond(tiny.model()->config(), 7);
+  EXPECT_NE(transformer.Decode(tokens, nullptr, usual).value(),
+            transformer.Decode(tokens, nullptr, beyond).value());
+}
+
+}  // namespace
+}  // namespace fedge
