@@ -3,13 +3,55 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "common/base/status.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace fedge {
+namespace {
+
+// Longer than the serial code between two loops, shorter than anyone would notice.
+constexpr std::chrono::microseconds kSpinTime(40);
+constexpr int kPausesPerLook = 16;
+// Indices of one pass through the ticket.
+constexpr int64_t kMaxCount = int64_t{1} << 31;
+
+void Pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Until ready() or for a while; whether it is ready.
+template <class Ready>
+bool Spin(const Ready& ready) {
+  const auto start = std::chrono::steady_clock::now();
+  do {
+    for (int i = 0; i < kPausesPerLook; ++i) {
+      if (ready()) return true;
+      Pause();
+    }
+  } while (std::chrono::steady_clock::now() - start < kSpinTime);
+  return false;
+}
+
+constexpr uint64_t kNoIndex = 0xffffffffu;
+
+uint32_t GenerationOf(uint64_t ticket) { return static_cast<uint32_t>(ticket >> 32); }
+uint32_t IndexOf(uint64_t ticket) { return static_cast<uint32_t>(ticket); }
+
+}  // namespace
 
 ThreadPool::ThreadPool(int threads) {
   FEDGE_CHECK(threads >= 1, "threads ", threads);
+  // Spinning helps only while the others run.
+  spin_ = threads <= AvailableProcessors();
   workers_.reserve(static_cast<size_t>(threads) - 1);
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { Work(); });
 }
@@ -17,55 +59,83 @@ ThreadPool::ThreadPool(int threads) {
 ThreadPool::~ThreadPool() {
   {
     absl::MutexLock lock(&mutex_);
-    stopping_ = true;
+    stopping_.store(true);
+    wake_.SignalAll();
   }
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::RunShare() {
-  for (int64_t i = next_.fetch_add(1); i < count_; i = next_.fetch_add(1)) (*fn_)(i);
+void ThreadPool::RunShare(uint32_t generation) {
+  uint64_t ticket = ticket_.load();
+  while (GenerationOf(ticket) == generation) {
+    const Function* const fn = fn_.load();
+    const uint32_t count = count_.load();
+    const uint32_t index = IndexOf(ticket);
+    if (index >= count) return;
+    if (!ticket_.compare_exchange_weak(ticket, ticket + 1)) continue;
+    (*fn)(index);
+    if (done_.fetch_add(1) + 1 == count && caller_sleeps_.load()) {
+      absl::MutexLock lock(&mutex_);
+      finished_.Signal();
+    }
+    ticket = ticket_.load();
+  }
 }
 
-void ThreadPool::ParallelFor(int64_t count, const std::function<void(int64_t)>& fn) {
+void ThreadPool::ParallelFor(int64_t count, const Function& fn) {
   if (workers_.empty() || count <= 1) {
     for (int64_t i = 0; i < count; ++i) fn(i);
     return;
   }
-  {
-    absl::MutexLock lock(&mutex_);
-    fn_ = &fn;
-    count_ = count;
-    next_.store(0);
-    working_ = static_cast<int>(workers_.size());
-    ++generation_;
+  if (count <= kMaxCount) return RunLoop(count, fn);
+  for (int64_t begin = 0; begin < count; begin += kMaxCount) {
+    RunLoop(std::min(kMaxCount, count - begin), [&](int64_t i) { fn(begin + i); });
   }
-  RunShare();
+}
+
+void ThreadPool::RunLoop(int64_t count, const Function& fn) {
+  // First a loop without indices: a late worker that has read the old ticket and reads the new
+  // count must not take what looks like an index between the two.
+  const uint32_t generation = GenerationOf(ticket_.load()) + 2;
+  ticket_.store(uint64_t{generation - 1} << 32 | kNoIndex);
+  fn_.store(&fn);
+  count_.store(static_cast<uint32_t>(count));
+  done_.store(0);
+  ticket_.store(uint64_t{generation} << 32);
+  if (sleepers_.load() > 0) {
+    absl::MutexLock lock(&mutex_);
+    wake_.SignalAll();
+  }
+  RunShare(generation);
+  AwaitDone(static_cast<uint32_t>(count));
+}
+
+void ThreadPool::AwaitDone(uint32_t count) {
+  const auto done = [&] { return done_.load() == count; };
+  if (done() || (spin_ && Spin(done))) return;
   absl::MutexLock lock(&mutex_);
-  mutex_.Await(absl::Condition(
-      +[](int* working) { return *working == 0; }, &working_));
+  caller_sleeps_.store(true);
+  while (!done()) finished_.Wait(&mutex_);
+  caller_sleeps_.store(false);
+}
+
+bool ThreadPool::AwaitLoop(uint32_t seen, uint32_t& generation) {
+  const auto ready = [&] {
+    generation = GenerationOf(ticket_.load());
+    return generation != seen || stopping_.load();
+  };
+  if (!(spin_ && Spin(ready)) && !ready()) {
+    absl::MutexLock lock(&mutex_);
+    sleepers_.fetch_add(1);
+    while (!ready()) wake_.Wait(&mutex_);
+    sleepers_.fetch_sub(1);
+  }
+  return !stopping_.load();
 }
 
 void ThreadPool::Work() {
-  uint64_t seen = 0;
-  while (true) {
-    {
-      absl::MutexLock lock(&mutex_);
-      struct Wake {
-        ThreadPool* pool;
-        uint64_t seen;
-      } wake{this, seen};
-      mutex_.Await(absl::Condition(
-          +[](Wake* w) ABSL_NO_THREAD_SAFETY_ANALYSIS {
-            return w->pool->stopping_ || w->pool->generation_ != w->seen;
-          },
-          &wake));
-      if (stopping_) return;
-      seen = generation_;
-    }
-    RunShare();
-    absl::MutexLock lock(&mutex_);
-    --working_;
-  }
+  uint32_t generation = 0;
+  while (AwaitLoop(generation, generation)) RunShare(generation);
 }
 
 int ThreadPool::AvailableProcessors() {

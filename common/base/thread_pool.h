@@ -1,5 +1,9 @@
 // A fixed pool that splits index ranges. The split never influences a result: callers give each
 // index its own output, so sums are the same for any number of threads.
+//
+// A training step is hundreds of short loops: workers look for the next one for some tens of
+// microseconds before they sleep, and a loop ends when its indices are done, whether or not every
+// worker has woken up for it. An idle pool uses no processor time.
 #ifndef FEDGE_COMMON_BASE_THREAD_POOL_H_
 #define FEDGE_COMMON_BASE_THREAD_POOL_H_
 
@@ -32,17 +36,32 @@ class ThreadPool {
   static int AvailableProcessors();
 
  private:
-  void Work();
-  void RunShare();
+  using Function = std::function<void(int64_t)>;
 
-  std::vector<std::thread> workers_;
+  void RunLoop(int64_t count, const Function& fn);
+  void Work();
+  // Takes indices of the loop `generation` until there are none, or until it is over.
+  void RunShare(uint32_t generation);
+  // Waits for a loop other than `seen`; false when the pool is stopping.
+  bool AwaitLoop(uint32_t seen, uint32_t& generation);
+  void AwaitDone(uint32_t count);
+
+  // The loop's number in the high half, the next index in the low half: an index is taken only
+  // while its loop is the current one, so that a worker that comes late harms nothing.
+  alignas(64) std::atomic<uint64_t> ticket_{0};
+  alignas(64) std::atomic<uint32_t> done_{0};  // indices of the current loop
+  // Written while the ticket offers no index: who takes an index afterwards has read these.
+  alignas(64) std::atomic<const Function*> fn_{nullptr};
+  std::atomic<uint32_t> count_{0};
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> caller_sleeps_{false};
+  std::atomic<bool> stopping_{false};
+  bool spin_ = true;
+
   absl::Mutex mutex_;
-  uint64_t generation_ ABSL_GUARDED_BY(mutex_) = 0;
-  int working_ ABSL_GUARDED_BY(mutex_) = 0;
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  const std::function<void(int64_t)>* fn_ = nullptr;
-  int64_t count_ = 0;
-  std::atomic<int64_t> next_{0};
+  absl::CondVar wake_ ABSL_GUARDED_BY(mutex_);
+  absl::CondVar finished_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::thread> workers_;
 };
 
 }  // namespace fedge
