@@ -29,6 +29,9 @@ struct AdapterInfo {
   // Of the base. Set by reading; before reading PEFT, which does not carry it, what the caller
   // knows. Ignored by writing: there it is the adapter's own.
   std::string architecture;
+  // PEFT only: written as lora_alpha / sqrt(r), what the adapter was trained as; a spelling, the
+  // factors' strength is the same. Ignored where modules differ in rank.
+  bool use_rslora = false;
 };
 
 struct LoadedAdapter {

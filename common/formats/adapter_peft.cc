@@ -120,6 +120,7 @@ absl::Status MergeHeads(const SafetensorsFile& file, const char* key, int64_t gi
 absl::StatusOr<AdapterInfo> MergeInfo(const SafetensorsFile& file, const PeftConfig& config,
                                       const AdapterInfo& given) {
   AdapterInfo info = given;
+  info.use_rslora = config.use_rslora;
   if (!config.base_model.empty()) info.base_model = config.base_model;
   const auto sha256 = file.metadata().find(kBaseSha256);
   if (sha256 != file.metadata().end()) {
@@ -297,6 +298,19 @@ Json TargetModules(const std::vector<std::string>& names) {
   return targets;
 }
 
+// The alpha that PEFT divides by sqrt(rank) to get our alpha / rank: a whole number where one gives
+// the same fp32 alpha back.
+double RsloraAlpha(float alpha, int64_t rank) {
+  const double root = std::sqrt(static_cast<double>(rank));
+  const double exact = static_cast<double>(alpha) / root;
+  return static_cast<float>(std::round(exact) * root) == alpha ? std::round(exact) : exact;
+}
+
+Json NumberText(double value) {
+  const bool is_whole = value == std::floor(value) && value < 1e9;
+  return is_whole ? Json(static_cast<int64_t>(value)) : Json(value);
+}
+
 std::string ConfigText(const LoraSpec& spec, const AdapterInfo& info,
                        const std::vector<std::string>& names) {
   const int64_t rank = CommonRank(spec);
@@ -304,7 +318,7 @@ std::string ConfigText(const LoraSpec& spec, const AdapterInfo& info,
   for (size_t i = 0; i < names.size(); ++i) {
     if (spec.modules()[i].rank != rank) rank_pattern[names[i]] = spec.modules()[i].rank;
   }
-  const bool is_whole = spec.alpha() == std::floor(spec.alpha()) && spec.alpha() < 1e9f;
+  const bool use_rslora = info.use_rslora && rank_pattern.empty();
   Json config;
   config["alpha_pattern"] = Json::object();
   config["auto_mapping"] = nullptr;
@@ -316,7 +330,7 @@ std::string ConfigText(const LoraSpec& spec, const AdapterInfo& info,
   config["layers_pattern"] = nullptr;
   config["layers_to_transform"] = nullptr;
   config["lora_alpha"] =
-      is_whole ? Json(static_cast<int64_t>(spec.alpha())) : Json(double{spec.alpha()});
+      NumberText(use_rslora ? RsloraAlpha(spec.alpha(), rank) : double{spec.alpha()});
   config["lora_dropout"] = 0.0;
   config["modules_to_save"] = nullptr;
   config["peft_type"] = "LORA";
@@ -326,7 +340,7 @@ std::string ConfigText(const LoraSpec& spec, const AdapterInfo& info,
   config["target_modules"] = TargetModules(names);
   config["task_type"] = "CAUSAL_LM";
   config["use_dora"] = false;
-  config["use_rslora"] = false;
+  config["use_rslora"] = use_rslora;
   return config.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 

@@ -230,6 +230,31 @@ TEST_F(AdapterPeftTest, RsloraBecomesAlpha) {
   ExpectRejected(kUnsupported, "module lm_head is scaled by another alpha");
 }
 
+TEST_F(AdapterPeftTest, RsloraIsWrittenAsSuchWithTheSameStrength) {
+  for (const int64_t rank : {4, 8, 10}) {
+    const auto alpha = static_cast<float>(16 * std::sqrt(static_cast<double>(rank)));
+    const LoraAdapter adapter(
+        LoraSpec::Create("qwen2", alpha, {{"blk.0.attn_v.weight", 6, 4, rank, 0}}).value());
+    AdapterInfo info = ExampleInfo();
+    info.use_rslora = true;
+    ASSERT_TRUE(WriteAdapterPeft(adapter, info, dir_, *Env::Posix()).ok());
+    EXPECT_EQ(Config()["use_rslora"], true);
+    EXPECT_EQ(Config()["lora_alpha"].dump(), "16");
+    const auto loaded = Read();
+    ASSERT_TRUE(loaded.ok()) << loaded.status();
+    EXPECT_EQ(loaded->adapter.spec().alpha(), alpha);
+    EXPECT_TRUE(loaded->info.use_rslora);
+  }
+}
+
+TEST_F(AdapterPeftTest, RsloraIsNotWrittenForSeveralRanks) {
+  AdapterInfo info = ExampleInfo();
+  info.use_rslora = true;
+  ASSERT_TRUE(WriteAdapterPeft(ExampleAdapter("llama"), info, dir_, *Env::Posix()).ok());
+  EXPECT_EQ(Config()["use_rslora"], false);
+  EXPECT_EQ(Config()["lora_alpha"].dump(), "8");
+}
+
 TEST_F(AdapterPeftTest, AlphaPatternsThatComeToOneAlpha) {
   const auto tensors = PairOfRank(kV, 4) + PairOfRank("lm_head", 4);
   WriteForeign(tensors, {{"alpha_pattern", {{"v_proj", 8}, {"^lm_head", 8}}}});
