@@ -12,7 +12,7 @@ packages=(
   # wire, store, cryptography
   libgrpc++-dev protobuf-compiler-grpc libprotobuf-dev protobuf-compiler libabsl-dev libssl-dev libsqlite3-dev
   # SIMD, text, configuration, command line, logging
-  libhwy-dev libutf8proc-dev libyaml-cpp-dev libcli11-dev nlohmann-json3-dev libspdlog-dev
+  libeigen3-dev libhwy-dev libutf8proc-dev libyaml-cpp-dev libcli11-dev nlohmann-json3-dev libspdlog-dev
   # tests
   libgtest-dev libgmock-dev
 )
