@@ -46,7 +46,7 @@ absl::Status CheckFactors(absl::string_view name, const std::vector<float>& fact
 
 }  // namespace
 
-const FamilyLayout* FindFamily(absl::string_view architecture) {
+const FamilyLayout* FindFamilyLayout(absl::string_view architecture) {
   for (const FamilyLayout& family : kFamilies) {
     if (architecture == family.architecture) return &family;
   }

@@ -31,7 +31,7 @@ struct FamilyLayout {
 };
 
 // Null when there is none.
-const FamilyLayout* FindFamily(absl::string_view architecture);
+const FamilyLayout* FindFamilyLayout(absl::string_view architecture);
 const FamilyLayout* FindFamilyOfClass(absl::string_view hf_class);
 std::string FamilyNames();    // "llama, qwen2, ..."
 std::string FamilyClasses();  // "LlamaForCausalLM, ..."
