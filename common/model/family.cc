@@ -53,7 +53,7 @@ constexpr absl::string_view kNormNames[kNormsPerLayer] = {
 
 absl::Span<const ModelFamily> ModelFamilies() { return kFamilies; }
 
-const ModelFamily* FindFamily(absl::string_view architecture) {
+const ModelFamily* FindModelFamily(absl::string_view architecture) {
   for (const ModelFamily& family : kFamilies) {
     if (family.architecture == architecture) return &family;
   }

@@ -39,7 +39,7 @@ struct ModelFamily {
 };
 
 absl::Span<const ModelFamily> ModelFamilies();
-const ModelFamily* FindFamily(absl::string_view architecture);  // null: not supported
+const ModelFamily* FindModelFamily(absl::string_view architecture);  // null: not supported
 std::string SupportedFamilies();                                // "llama, qwen2, ..."
 
 // The linears of a block, in the canonical order of an adapter's modules. A block has kQkv or all

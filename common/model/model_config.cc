@@ -68,7 +68,7 @@ class ConfigReader {
     }
     ASSIGN_OR_RETURN(const absl::string_view name, file_.GetString("general.architecture"));
     config_.architecture = std::string(name);
-    config_.family = FindFamily(name);
+    config_.family = FindModelFamily(name);
     if (config_.family != nullptr) return absl::OkStatus();
     return Unsupported("architecture \"", name,
                        "\" is not supported (supported: ", SupportedFamilies(), ")");

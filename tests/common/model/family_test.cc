@@ -22,9 +22,9 @@ using testing::TinyModelOptions;
 TEST(FamilyTest, TableNamesEachFamilyOnce) {
   EXPECT_EQ(SupportedFamilies(), "llama, qwen2, qwen3, gemma3, phi3");
   for (const ModelFamily& family : ModelFamilies()) {
-    EXPECT_EQ(FindFamily(family.architecture), &family);
+    EXPECT_EQ(FindModelFamily(family.architecture), &family);
   }
-  EXPECT_EQ(FindFamily("mamba"), nullptr);
+  EXPECT_EQ(FindModelFamily("mamba"), nullptr);
 }
 
 struct Case {
