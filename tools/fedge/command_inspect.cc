@@ -15,6 +15,7 @@
 #include "common/formats/adapter_files.h"
 #include "common/formats/gguf.h"
 #include "common/formats/safetensors.h"
+#include "common/model/base_model.h"
 #include "common/model/tokenizer.h"
 #include "tools/fedge/commands.h"
 #include "tools/report/progress.h"
@@ -30,6 +31,7 @@ constexpr size_t kMaxConfigBytes = 1 << 20;
 struct InspectOptions {
   std::string path;
   bool tensors = true;
+  bool check = false;
   OutputFormat format = OutputFormat::kText;
 };
 
@@ -247,8 +249,25 @@ void PrintText(const Json& result, const CommandContext& context, bool with_tens
   context.out() << std::flush;
 }
 
+// Whether Fedge can compute with the file, and all its weights are numbers. Adapters were checked
+// when they were read.
+absl::Status Check(const std::string& path, const Json& result, Env& env) {
+  if (result["kind"] == "LoRA adapter (GGUF)") return absl::OkStatus();
+  if (result["kind"] != "model (GGUF)") {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": --check reads GGUF models and adapters; this is a ",
+                     result["kind"].get<std::string>()));
+  }
+  ASSIGN_OR_RETURN(const std::shared_ptr<const BaseModel> model, BaseModel::Load(path, env));
+  return model->CheckFinite();
+}
+
 absl::Status RunInspect(const InspectOptions& options, CommandContext& context) {
   ASSIGN_OR_RETURN(Json result, Inspect(options.path, context.env()));
+  if (options.check) {
+    RETURN_IF_ERROR(Check(options.path, result, context.env()));
+    result["checked"] = true;
+  }
   if (options.format == OutputFormat::kText) {
     PrintText(result, context, options.tensors);
   } else {
@@ -268,8 +287,11 @@ void RegisterInspect(CLI::App& app, CommandContext& context) {
       ->required()
       ->type_name("FILE");
   command->add_flag("--no-tensors{false}", options->tensors, "Leave the tensor table out");
+  command->add_flag("--check", options->check,
+                    "Also load the model and read every weight: fails on tensors that are missing, "
+                    "misshapen or not finite");
   AddFormatOption(command, options->format);
-  command->footer("Example:\n  fedge inspect model.gguf");
+  command->footer("Example:\n  fedge inspect model.gguf --check");
   context.AddCommand(command, [options, &context] { return RunInspect(*options, context); });
 }
 

@@ -32,6 +32,22 @@ TEST_F(InspectTest, ShowsAModel) {
       Run({"inspect", model_, "--no-tensors", "--format", "json"}).Json().contains("tensors"));
 }
 
+TEST_F(InspectTest, ChecksEveryWeight) {
+  const testing::FedgeRun good = Run({"inspect", model_, "--check", "--format", "json"});
+  EXPECT_EQ(good.code, 0) << good.err;
+  EXPECT_EQ(good.Json()["checked"], true);
+  EXPECT_EQ(Run({"inspect", WriteAdapter("a.gguf"), "--check"}).code, 0);
+
+  std::string bytes = Read(model_);
+  const std::string nan("\x00\x00\xc0\x7f", 4);
+  bytes.replace(bytes.size() - 64, 4, nan);  // in the last tensor, output_norm
+  const std::string bad = Write("nan.gguf", bytes);
+  EXPECT_EQ(Run({"inspect", bad}).code, 0);
+  const testing::FedgeRun run = Run({"inspect", bad, "--check"});
+  EXPECT_NE(run.code, 0);
+  EXPECT_THAT(run.err, HasSubstr("nan.gguf: tensor output_norm.weight: row 0, column 16 is nan"));
+}
+
 TEST_F(InspectTest, ShowsAdaptersOfBothFormats) {
   const std::string gguf = WriteAdapter("a.gguf");
   nlohmann::json facts = Inspect(gguf);
