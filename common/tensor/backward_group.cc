@@ -157,17 +157,16 @@ AlignedBuffer& ThreadPanel() {
   return panel;
 }
 
-// dx (+)= dy W of one layer.
+// dx (+)= dy W of one layer. All strips of the task take their turn with a block of dy before the
+// next, which may come from far away.
 template <class E>
 void AddWeightProduct(const BackwardPlan& p, const ColumnsTask& task, size_t index, bool add) {
   constexpr int64_t kPair = ElementTraits<E>::kPair;
   constexpr int64_t kDepth = ElementTraits<E>::kDepth;
   const BackwardLayer& layer = p.layers[index];
-  const int64_t width = task.column_end - task.column_begin;
   E* const panel = ThreadPanel().Get<E>(kDepth * kPanelWidth);
   for (int64_t n = 0; n < layer.w.rows; n += kDepth) {
     const int64_t depth = std::min(kDepth, layer.w.rows - n);
-    PackWeightColumns<E>(layer.w, n, depth, task.column_begin, width, panel);
     Strip<E> s;
     if constexpr (kPair == 1) {
       s.a = layer.dy + task.row_begin * layer.w.rows + n;
@@ -182,10 +181,14 @@ void AddWeightProduct(const BackwardPlan& p, const ColumnsTask& task, size_t ind
     s.c_stride = p.in;
     s.scale = layer.scale;
     s.add_to_c = add || n > 0;
-    for (int64_t j = 0; j < width; j += StripLanes()) {
-      s.b = panel + j * kPair;
-      s.c = p.dx + task.row_begin * p.in + task.column_begin + j;
-      RunRaggedStrip(std::min(StripLanes(), width - j), s, task.row_end - task.row_begin);
+    for (int64_t c = task.column_begin; c < task.column_end; c += kPanelWidth) {
+      const int64_t width = std::min(kPanelWidth, task.column_end - c);
+      PackWeightColumns<E>(layer.w, n, depth, c, width, panel);
+      for (int64_t j = 0; j < width; j += StripLanes()) {
+        s.b = panel + j * kPair;
+        s.c = p.dx + task.row_begin * p.in + c + j;
+        RunRaggedStrip(std::min(StripLanes(), width - j), s, task.row_end - task.row_begin);
+      }
     }
   }
 }
@@ -292,7 +295,7 @@ HWY_EXPORT(PrepareRows);
 HWY_EXPORT(RunColumnsTask);
 
 constexpr int64_t kPrepareRows = 48;
-constexpr int64_t kInputColumns = HWY_NAMESPACE::kPanelWidth;
+constexpr int64_t kMaxInputColumns = 4 * HWY_NAMESPACE::kPanelWidth;
 constexpr int64_t kFactorColumns = 192;
 constexpr int64_t kMinInputRows = 96;
 
@@ -309,13 +312,17 @@ std::vector<ColumnsTask> Split(const BackwardPlan& p, int threads) {
   std::vector<ColumnsTask> tasks;
   const int64_t t = p.rows.t;
   if (p.dx != nullptr) {
-    const int64_t strips = (p.in + kInputColumns - 1) / kInputColumns;
     const int64_t wanted = threads == 1 ? 1 : 4 * threads;
+    int64_t columns = kMaxInputColumns;
+    while (columns > HWY_NAMESPACE::kPanelWidth && (p.in + columns - 1) / columns < wanted) {
+      columns /= 2;
+    }
+    const int64_t strips = (p.in + columns - 1) / columns;
     const int64_t parts = std::clamp<int64_t>((wanted + strips - 1) / strips, 1,
                                               (t + kMinInputRows - 1) / kMinInputRows);
     for (int64_t part = 0; part < parts; ++part) {
       AddColumns({ColumnsTask::kInput, 0, 0, 0, part * t / parts, (part + 1) * t / parts}, p.in,
-                 kInputColumns, tasks);
+                 columns, tasks);
     }
   }
   bool any_factor = false;

@@ -28,12 +28,12 @@
 #define FEDGE_COMMON_TENSOR_FORWARD_GROUP_ONCE
 namespace fedge {
 
-// Output columns of a task, a multiple of the micro-kernels' rows; the smaller when there would be
-// too few tasks.
-inline constexpr int64_t kLargeBlock = 96;
+// Output columns of a task, a multiple of the micro-kernels' rows; smaller when there would be too
+// few tasks.
+inline constexpr int64_t kLargeBlock = 192;
 inline constexpr int64_t kSmallBlock = 48;
-// Tokens of a task: a block's sums take kLargeBlock * kBlockTokens floats, 384 KiB.
-inline constexpr int64_t kBlockTokens = 1024;
+// Tokens of a task: a block's sums take 384 KiB.
+inline constexpr int64_t kBlockTokens = 512;
 
 // The rows of one branch in one tile.
 struct ForwardSegment {
@@ -178,27 +178,39 @@ void AddBranches(const ForwardPlan& p, const ForwardTask& task, int64_t tile, fl
   }
 }
 
+// A square of y (+)= square + bias; kWhole: none of it lies outside of y.
+template <bool kWhole>
+HWY_INLINE void StoreSquare(const V* square, V bias, bool accumulate, int64_t out, int64_t rows,
+                            int64_t columns, float* y) {
+  constexpr int64_t kLanes = hn::MaxLanes(D());
+  for (int64_t i = 0; i < (kWhole ? kLanes : rows); ++i, y += out) {
+    V value = hn::Add(square[i], bias);
+    if (accumulate) value = hn::Add(value, kWhole ? hn::LoadU(D(), y) : LoadPart(y, columns));
+    kWhole ? hn::StoreU(value, D(), y) : StorePart(value, y, columns);
+  }
+}
+
 // y[tokens][n] (+)= sums^T + bias
 void StoreTile(const ForwardPlan& p, const ForwardTask& task, int64_t tile, const float* sums) {
   const ForwardLayer& layer = p.layers[task.layer];
-  const int64_t lanes = LaneCount();
-  const int64_t rows = TileRows(p, tile);
+  constexpr int64_t kLanes = hn::MaxLanes(D());
   const int64_t out = layer.w.rows;
-  V square[hn::MaxLanes(D())];
-  for (int64_t n = task.n_begin; n < task.n_end; n += lanes) {
-    const int64_t columns = std::min(lanes, task.n_end - n);
-    const V bias = layer.bias == nullptr ? hn::Zero(D()) : LoadPart(layer.bias + n, columns);
-    for (int64_t i0 = 0; i0 < rows; i0 += lanes) {
-      for (int64_t j = 0; j < lanes; ++j) {
+  V square[kLanes];
+  // Along the rows of y, so that few of its pages are written at a time.
+  for (int64_t i0 = 0; i0 < TileRows(p, tile); i0 += kLanes) {
+    const int64_t rows = std::min(kLanes, TileRows(p, tile) - i0);
+    for (int64_t n = task.n_begin; n < task.n_end; n += kLanes) {
+      const int64_t columns = std::min(kLanes, task.n_end - n);
+      for (int64_t j = 0; j < kLanes; ++j) {
         square[j] = hn::Load(D(), sums + (n - task.n_begin + j) * p.tile_width + i0);
       }
       TransposeSquare(square);
-      float* y = layer.y + (tile * p.tile_width + i0) * out + n;
-      const int64_t count = std::min(lanes, rows - i0);
-      for (int64_t i = 0; i < count; ++i, y += out) {
-        V value = hn::Add(square[i], bias);
-        if (p.accumulate) value = hn::Add(value, LoadPart(y, columns));
-        StorePart(value, y, columns);
+      const V bias = layer.bias == nullptr ? hn::Zero(D()) : LoadPart(layer.bias + n, columns);
+      float* const y = layer.y + (tile * p.tile_width + i0) * out + n;
+      if (rows == kLanes && columns == kLanes) {
+        StoreSquare<true>(square, bias, p.accumulate, out, rows, columns, y);
+      } else {
+        StoreSquare<false>(square, bias, p.accumulate, out, rows, columns, y);
       }
     }
   }
@@ -306,7 +318,8 @@ std::vector<ForwardTask> Split(const ForwardPlan& p, int threads) {
     return count;
   };
   const int64_t wanted = threads == 1 ? 1 : 4 * threads;
-  const int64_t block = blocks_of(kLargeBlock) >= wanted ? kLargeBlock : kSmallBlock;
+  int64_t block = kLargeBlock;
+  while (block > kSmallBlock && blocks_of(block) < wanted) block /= 2;
   const int64_t tiles = static_cast<int64_t>(p.first_segment.size()) - 1;
   const int64_t blocks = std::max<int64_t>(1, blocks_of(block));
   const int64_t parts = std::clamp<int64_t>(

@@ -32,28 +32,58 @@ struct StoreBf16 {
 };
 #endif
 
+// A part of a weight's rows, and where the part lies that will be packed after it: the processor
+// does not foresee that, since the pieces are short.
+struct WeightPart {
+  const uint8_t* first;  // of row `row0`
+  int64_t row_bytes;
+  int64_t piece_offset, piece_bytes;  // in a row
+  int64_t ahead;                      // bytes to the next part
+
+  WeightPart(const WeightMatrix& w, int64_t row0, int64_t begin, int64_t count)
+      : row_bytes(RowBytes(w.type, w.cols)) {
+    const int64_t bytes = BlockBytes(w.type), elements = BlockElements(w.type);
+    first = w.data + row0 * row_bytes;
+    piece_offset = begin * bytes / elements;
+    piece_bytes = count * bytes / elements;
+    ahead = piece_bytes;
+  }
+  HWY_INLINE const uint8_t* Row(int64_t r) const {
+    const uintptr_t next = reinterpret_cast<uintptr_t>(first) +
+                           static_cast<uintptr_t>(r * row_bytes + piece_offset + ahead);
+    for (int64_t i = 0; i < piece_bytes; i += 64) {
+      __builtin_prefetch(reinterpret_cast<const void*>(next + static_cast<uintptr_t>(i)), 0, 2);
+    }
+    return first + r * row_bytes;
+  }
+};
+
 // --- A weight's rows as they are: the operand whose elements are broadcast.
 // out [rows][stride], columns past `depth` up to the next vector are zero.
 template <class E>
-HWY_NOINLINE void PackWeightRows(const WeightMatrix& w, int64_t row0, int64_t rows, int64_t k0,
-                                 int64_t depth, int64_t stride, E* out) {
-  const int64_t row_bytes = RowBytes(w.type, w.cols);
-  WithDecoder(w.type, [&](auto decoder) FEDGE_ATTR {
+HWY_NOINLINE void PackRows(DType type, const WeightPart& part, int64_t rows, int64_t k0,
+                           int64_t depth, int64_t stride, E* out) {
+  WithDecoder(type, [&](auto decoder) FEDGE_ATTR {
     for (int64_t r = 0; r < rows; ++r) {
-      const uint8_t* const row = w.data + (row0 + r) * row_bytes;
 #if FEDGE_BF16_TARGET
       if constexpr (ElementTraits<E>::kPair == 2) {
         StoreBf16 sink{out + r * stride};
-        decoder.Decode(row, k0, depth, sink);
+        decoder.Decode(part.Row(r), k0, depth, sink);
         continue;
       }
 #endif
       if constexpr (ElementTraits<E>::kPair == 1) {
         StoreFloats sink{out + r * stride};
-        decoder.Decode(row, k0, depth, sink);
+        decoder.Decode(part.Row(r), k0, depth, sink);
       }
     }
   });
+}
+
+template <class E>
+void PackWeightRows(const WeightMatrix& w, int64_t row0, int64_t rows, int64_t k0, int64_t depth,
+                    int64_t stride, E* out) {
+  PackRows<E>(w.type, WeightPart(w, row0, k0, depth), rows, k0, depth, stride, out);
 }
 
 // --- A weight's rows as the operand that is read in vectors: W[n0 .. n0 + depth)[c0 .. c0 +
@@ -79,20 +109,20 @@ HWY_INLINE void InterleaveRows(const Bf16* first, const Bf16* second, int64_t wi
 template <class E>
 HWY_NOINLINE void PackWeightColumns(const WeightMatrix& w, int64_t n0, int64_t depth, int64_t c0,
                                     int64_t width, E* out) {
+  WeightPart part(w, n0, c0, width);
+  part.ahead = depth * part.row_bytes;
   if constexpr (ElementTraits<E>::kPair == 1) {
-    PackWeightRows<float>(w, n0, depth, c0, width, kPanelWidth, out);
+    PackRows<float>(w.type, part, depth, c0, width, kPanelWidth, out);
   }
 #if FEDGE_BF16_TARGET
   if constexpr (ElementTraits<E>::kPair == 2) {
-    const int64_t row_bytes = RowBytes(w.type, w.cols);
     WithDecoder(w.type, [&](auto decoder) FEDGE_ATTR {
       HWY_ALIGN Bf16 rows[2][kPanelWidth] = {};
       for (int64_t n = 0; n < depth; n += 2) {
-        const uint8_t* const row = w.data + (n0 + n) * row_bytes;
         StoreBf16 first{rows[0]}, second{rows[1]};
-        decoder.Decode(row, c0, width, first);
+        decoder.Decode(part.Row(n), c0, width, first);
         if (n + 1 < depth) {
-          decoder.Decode(row + row_bytes, c0, width, second);
+          decoder.Decode(part.Row(n + 1), c0, width, second);
         } else {
           std::memset(rows[1], 0, sizeof(rows[1]));
         }
@@ -105,48 +135,48 @@ HWY_NOINLINE void PackWeightColumns(const WeightMatrix& w, int64_t n0, int64_t d
 
 // --- Rows of activations, transposed: x [rows, depth], `stride` apart -> [depth][width], of bf16
 // [ceil(depth / 2)][width][2]; width is a multiple of the vector, lanes past `rows` are zero.
-HWY_INLINE void LoadSquare(const float* x, int64_t stride, int64_t rows, int64_t columns, V* out) {
-  const int64_t lanes = LaneCount();
-  for (int64_t i = 0; i < lanes; ++i) {
-    out[i] = i < rows ? LoadPart(x + i * stride, columns) : hn::Zero(D());
+template <class E, bool kWhole>
+HWY_INLINE void PackSquare(const float* x, int64_t stride, int64_t rows, int64_t depth,
+                           int64_t width, E* out) {
+  constexpr int64_t kLanes = hn::MaxLanes(D());
+  V square[kLanes];
+  const auto load = [&](int64_t i, int64_t k) FEDGE_ATTR {
+    if (kWhole) return hn::LoadU(D(), x + i * stride + k);
+    return i < rows ? LoadPart(x + i * stride + k, depth - k) : hn::Zero(D());
+  };
+  if constexpr (ElementTraits<E>::kPair == 1) {
+    for (int64_t i = 0; i < kLanes; ++i) square[i] = load(i, 0);
+    TransposeSquare(square);
+    const int64_t count = kWhole ? kLanes : std::min(kLanes, depth);
+    for (int64_t i = 0; i < count; ++i) hn::StoreU(square[i], D(), out + i * width);
   }
+#if FEDGE_BF16_TARGET
+  if constexpr (ElementTraits<E>::kPair == 2) {
+    for (int64_t i = 0; i < kLanes; ++i) {
+      square[i].raw = _mm512_castsi512_ps(RoundToBf16(load(i, 0), load(i, kLanes)));
+    }
+    TransposeSquare(square);
+    const int64_t pairs = kWhole ? kLanes : std::min(kLanes, (depth + 1) / 2);
+    for (int64_t i = 0; i < pairs; ++i) _mm512_storeu_ps(out + i * width * 2, square[i].raw);
+  }
+#endif
 }
 
 template <class E>
 HWY_NOINLINE void PackTransposed(const float* x, int64_t stride, int64_t rows, int64_t depth,
                                  int64_t width, E* out) {
-  const int64_t lanes = LaneCount();
-  V square[hn::MaxLanes(D())];
-  for (int64_t g = 0; g < width; g += lanes) {
-    const float* const from = x + g * stride;
-    if constexpr (ElementTraits<E>::kPair == 1) {
-      for (int64_t k = 0; k < depth; k += lanes) {
-        LoadSquare(from + k, stride, rows - g, depth - k, square);
-        TransposeSquare(square);
-        const int64_t count = std::min(lanes, depth - k);
-        for (int64_t i = 0; i < count; ++i) {
-          hn::StoreU(square[i], D(), out + (k + i) * width + g);
-        }
+  constexpr int64_t kPair = ElementTraits<E>::kPair;
+  constexpr int64_t kLanes = hn::MaxLanes(D());
+  for (int64_t g = 0; g < width; g += kLanes) {
+    for (int64_t k = 0; k < depth; k += kLanes * kPair) {
+      const float* const from = x + g * stride + k;
+      E* const to = out + k * width + g * kPair;
+      if (rows - g >= kLanes && depth - k >= kLanes * kPair) {
+        PackSquare<E, true>(from, stride, rows - g, depth - k, width, to);
+      } else {
+        PackSquare<E, false>(from, stride, rows - g, depth - k, width, to);
       }
     }
-#if FEDGE_BF16_TARGET
-    if constexpr (ElementTraits<E>::kPair == 2) {
-      for (int64_t k = 0; k < depth; k += 2 * lanes) {
-        for (int64_t i = 0; i < lanes; ++i) {
-          const float* const row = from + i * stride + k;
-          const bool present = g + i < rows;
-          const V low = present ? LoadPart(row, depth - k) : hn::Zero(D());
-          const V high = present ? LoadPart(row + lanes, depth - k - lanes) : hn::Zero(D());
-          square[i].raw = _mm512_castsi512_ps(RoundToBf16(low, high));
-        }
-        TransposeSquare(square);
-        const int64_t pairs = std::min(lanes, (depth - k + 1) / 2);
-        for (int64_t i = 0; i < pairs; ++i) {
-          _mm512_storeu_ps(out + (k / 2 + i) * width * 2 + 2 * g, square[i].raw);
-        }
-      }
-    }
-#endif
   }
 }
 

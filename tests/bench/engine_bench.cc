@@ -3,6 +3,7 @@
 //   engine_bench                     tables: peaks, products, LoRA overhead, demo model
 //   engine_bench --summary           one JSON object
 //   engine_bench --filter Q4_0       only products of that weight type ("lora", "demo": those only)
+//   engine_bench --shape 896x4864 --tokens 512 --threads 1    only products like that
 //   engine_bench --repeat 20         pieces of each measurement, best of (default 9)
 //
 // Every number is the best of several pieces taken in turn with the peak it is divided by, so that
@@ -34,6 +35,9 @@ namespace {
 struct Options {
   bool summary = false;
   std::string filter;
+  std::string shape;   // empty: all
+  int64_t tokens = 0;  // 0: all
+  int threads = 0;     // 0: all
   int repeat = 9;
   std::string model = "models/fedge-tiny/fedge-tiny-q8_0.gguf";
 };
@@ -146,11 +150,15 @@ LeastRatios Products(const Options& options, bool print) {
   for (const DType type : kTypes) {
     if (!options.filter.empty() && options.filter != DTypeName(type)) continue;
     for (const Shape& shape : kShapes) {
+      const std::string name = std::to_string(shape.rows) + "x" + std::to_string(shape.cols);
+      if (!options.shape.empty() && options.shape != name) continue;
       const Weight w = MakeWeight(type, shape.rows, shape.cols);
       for (const int threads : {1, 2}) {
         if (threads > ThreadPool::AvailableProcessors()) continue;
+        if (options.threads != 0 && options.threads != threads) continue;
         ThreadPool pool(threads);
         for (const int64_t t : tokens) {
+          if (options.tokens != 0 && options.tokens != t) continue;
           for (const Precision precision : Precisions()) {
             const ProductRatios ratios = MeasureProduct(w, t, precision, options.repeat, pool);
             if (print) PrintProduct(type, shape, t, precision, threads, ratios);
@@ -414,6 +422,12 @@ int main(int argc, char** argv) {
       options.summary = true;
     } else if (flag == "--filter" && i + 1 < argc) {
       options.filter = argv[++i];
+    } else if (flag == "--shape" && i + 1 < argc) {
+      options.shape = argv[++i];
+    } else if (flag == "--tokens" && i + 1 < argc) {
+      options.tokens = std::atoi(argv[++i]);
+    } else if (flag == "--threads" && i + 1 < argc) {
+      options.threads = std::atoi(argv[++i]);
     } else if (flag == "--repeat" && i + 1 < argc) {
       options.repeat = std::atoi(argv[++i]);
     } else if (flag == "--model" && i + 1 < argc) {
