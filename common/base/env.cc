@@ -54,6 +54,13 @@ class PosixMappedFile : public MappedFile {
   ~PosixMappedFile() override {
     if (!bytes_.empty()) munmap(const_cast<char*>(bytes_.data()), bytes_.size());
   }
+  void Release(absl::string_view part) const override {
+    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const auto begin = (reinterpret_cast<uintptr_t>(part.data()) + page - 1) / page * page;
+    const auto end = reinterpret_cast<uintptr_t>(part.data() + part.size()) / page * page;
+    // Advice only: a refusal costs memory, nothing else.
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  }
 };
 
 class PosixWritableFile : public WritableFile {

@@ -19,6 +19,9 @@ class MappedFile {
  public:
   virtual ~MappedFile() = default;
   absl::string_view bytes() const { return bytes_; }
+  // Says that the whole pages in `part` of bytes() are not needed for now: they leave this
+  // process's memory and are read again when touched. Thread-safe.
+  virtual void Release(absl::string_view /*part*/) const {}
 
  protected:
   absl::string_view bytes_;

@@ -115,6 +115,11 @@ class GgufFile {
   absl::StatusOr<absl::string_view> GetStringOr(absl::string_view key,
                                                 absl::string_view fallback) const;
 
+  // Says that `data`, a part of bytes(), is not needed for now: a mapped file's pages leave memory.
+  void Release(absl::string_view data) const {
+    if (mapping_ != nullptr) mapping_->Release(data);
+  }
+
   const std::vector<GgufTensor>& tensors() const { return tensors_; }
   const GgufTensor* FindTensor(absl::string_view name) const;  // null when absent
 

@@ -50,6 +50,10 @@ class SafetensorsFile {
   const std::string& path() const { return path_; }
   const std::vector<SafetensorsTensor>& tensors() const { return tensors_; }  // by offset
   const SafetensorsTensor* Find(absl::string_view name) const;                // null when absent
+  // Says that a tensor's data is not needed for now: a mapped file's pages leave memory.
+  void Release(absl::string_view data) const {
+    if (mapping_ != nullptr) mapping_->Release(data);
+  }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
  private:

@@ -98,6 +98,19 @@ TEST_F(EnvTest, KeepsAMappingAfterTheFileIsGone) {
   EXPECT_EQ((*mapped)->bytes(), data);
 }
 
+TEST_F(EnvTest, ReadsReleasedPagesAgain) {
+  std::string bytes(100'000, 'a');
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<char>(i * 31 / 7);
+  ASSERT_TRUE(env_->WriteFileAtomic(Path("f"), bytes).ok());
+  const auto file = env_->Map(Path("f"));
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_EQ((*file)->bytes(), bytes);
+  (*file)->Release((*file)->bytes().substr(100, 90'000));
+  (*file)->Release((*file)->bytes().substr(50, 10));  // less than a page
+  (*file)->Release("");
+  EXPECT_EQ((*file)->bytes(), bytes);
+}
+
 TEST_F(EnvTest, ListsFoldersSorted) {
   ASSERT_TRUE(env_->CreateDirs(Path("b/c")).ok());
   ASSERT_TRUE(env_->CreateDirs(Path("b/c")).ok());  // again is fine
