@@ -53,7 +53,7 @@ const FamilyLayout* FindFamilyLayout(absl::string_view architecture) {
   return nullptr;
 }
 
-const FamilyLayout* FindFamilyOfClass(absl::string_view hf_class) {
+const FamilyLayout* FindLayoutOfClass(absl::string_view hf_class) {
   for (const FamilyLayout& family : kFamilies) {
     for (const char* name : family.hf_classes) {
       if (name != nullptr && hf_class == name) return &family;

@@ -32,7 +32,7 @@ struct FamilyLayout {
 
 // Null when there is none.
 const FamilyLayout* FindFamilyLayout(absl::string_view architecture);
-const FamilyLayout* FindFamilyOfClass(absl::string_view hf_class);
+const FamilyLayout* FindLayoutOfClass(absl::string_view hf_class);
 std::string FamilyNames();    // "llama, qwen2, ..."
 std::string FamilyClasses();  // "LlamaForCausalLM, ..."
 

@@ -142,7 +142,8 @@ absl::StatusOr<ModelOutline> MakeNamedOutline(const NamedOutline& named) {
     return absl::InvalidArgumentError(
         absl::StrCat("no shape '", named.shape, "'; there are tiny, 0.5b and 1b"));
   }
-  outline.family = FindFamilyLayout(named.family.empty() ? own_family : absl::string_view(named.family));
+  outline.family =
+      FindFamilyLayout(named.family.empty() ? own_family : absl::string_view(named.family));
   if (outline.family == nullptr) {
     return absl::InvalidArgumentError(
         absl::StrCat("no family '", named.family, "'; there are ", FamilyNames()));
