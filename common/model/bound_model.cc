@@ -43,7 +43,15 @@ BoundModel::BoundModel(const BaseModel& model) : model_(model), module_(model.la
   output_.bias = model.output_bias();
 }
 
-void BoundModel::Bind(const LoraAdapter* adapter) {
+void BoundModel::Bind(const LoraAdapter* adapter, Precision precision) {
+  for (Layer& layer : layers_) {
+    for (Linear& linear : layer.linear) linear.precision = precision;
+  }
+  output_.precision = precision;
+  BindFactors(adapter);
+}
+
+void BoundModel::BindFactors(const LoraAdapter* adapter) {
   if (adapter == nullptr) {
     for (Layer& layer : layers_) {
       for (Linear& linear : layer.linear) linear.rank = 0;

@@ -37,8 +37,9 @@ class BoundModel {
   explicit BoundModel(const BaseModel& model);
 
   const BaseModel& model() const { return model_; }
-  // The factors of `adapter` (null: none), which must outlive their use. CHECKs that it fits.
-  void Bind(const LoraAdapter* adapter);
+  // The factors of `adapter` (null: none), which must outlive their use, and the precision of the
+  // frozen products. CHECKs that the adapter fits.
+  void Bind(const LoraAdapter* adapter, Precision precision);
 
   const std::vector<Layer>& layers() const { return layers_; }
   const Linear& output() const { return output_; }
@@ -49,6 +50,8 @@ class BoundModel {
   float* WeightSink(const GradientSink& sink, absl::string_view tensor) const;
 
  private:
+  void BindFactors(const LoraAdapter* adapter);
+
   const BaseModel& model_;
   std::vector<Layer> layers_;
   Linear output_;

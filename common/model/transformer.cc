@@ -35,7 +35,7 @@ class Transformer::Engine {
  public:
   Engine(const BaseModel& model, ThreadPool* pool, int64_t activation_budget_bytes);
 
-  void BindAdapter(const LoraAdapter* adapter) { bound_.Bind(adapter); }
+  void Bind(const LoraAdapter* adapter, Precision precision) { bound_.Bind(adapter, precision); }
   // The loss, and with a sink the gradients, of the bound adapter.
   LossSum Run(const Batch& batch, const GradientSink* sink, absl::Span<float> token_nats);
   // Logits of the last token; keys and values are appended to the cache of each layer. `context`:
@@ -217,7 +217,7 @@ Transformer::~Transformer() = default;
 LossSum Transformer::Loss(const Batch& batch, const LoraAdapter* adapter,
                           absl::Span<float> token_nats) {
   FEDGE_CHECK(token_nats.empty() || token_nats.size() == batch.tokens.size());
-  engine_->BindAdapter(adapter);
+  engine_->Bind(adapter, Precision::kFloat32);
   return engine_->Run(batch, nullptr, token_nats);
 }
 
@@ -225,7 +225,7 @@ LossSum Transformer::LossAndGradient(const Batch& batch, const LoraAdapter& adap
                                      float grad_scale, absl::Span<float> gradient) {
   FEDGE_CHECK(gradient.size() == adapter.values().size(), "gradient of ", gradient.size(),
               " values for an adapter of ", adapter.values().size());
-  engine_->BindAdapter(&adapter);
+  engine_->Bind(&adapter, training_precision_);
   GradientSink sink;
   sink.scale = grad_scale;
   sink.spec = &adapter.spec();
@@ -245,7 +245,7 @@ LossSum Transformer::LossAndWeightGradients(const Batch& batch, float grad_scale
     if (gradients[i].empty()) gradients[i].resize(size);
     FEDGE_CHECK(gradients[i].size() == size, "gradient of ", tensors[i].name);
   }
-  engine_->BindAdapter(nullptr);
+  engine_->Bind(nullptr, Precision::kFloat32);
   GradientSink sink;
   sink.scale = grad_scale;
   sink.weights = &gradients;
@@ -276,7 +276,7 @@ absl::StatusOr<std::vector<float>> Transformer::Decode(absl::Span<const TokenId>
   for (size_t i = 0; i < cache.keys_.size(); ++i) {
     caches.push_back({cache.keys_[i].data(), cache.values_[i].data()});
   }
-  engine_->BindAdapter(adapter);
+  engine_->Bind(adapter, Precision::kFloat32);
   std::vector<float> logits = engine_->Decode(tokens, cache.size_, cache.capacity_, caches);
   cache.size_ += length;
   return logits;

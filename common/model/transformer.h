@@ -22,6 +22,7 @@
 #include "common/model/base_model.h"
 #include "common/model/bound_model.h"
 #include "common/model/tokenizer.h"
+#include "common/tensor/matmul.h"
 
 namespace fedge {
 
@@ -66,6 +67,9 @@ class Transformer {
 
   const BaseModel& model() const { return *model_; }
 
+  // Of the products with the frozen weights in LossAndGradient; everything else is fp32 always.
+  void set_training_precision(Precision precision) { training_precision_ = precision; }
+
   // Sum of losses over the batch, with `adapter` (null: the bare base). Optional `token_nats` [B*T]
   // gets each position's loss (0 where there is no target).
   LossSum Loss(const Batch& batch, const LoraAdapter* adapter, absl::Span<float> token_nats = {});
@@ -88,6 +92,7 @@ class Transformer {
   class Engine;  // scratch memory and the passes over it
   std::shared_ptr<const BaseModel> model_;
   std::unique_ptr<Engine> engine_;
+  Precision training_precision_ = Precision::kFloat32;
 };
 
 class KvCache {

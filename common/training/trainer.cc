@@ -118,6 +118,7 @@ absl::StatusOr<TrainResult> TrainAdapter(Transformer& transformer,
                                          LoraAdapter& adapter) {
   RETURN_IF_ERROR(CheckOptions(options));
   RETURN_IF_ERROR(transformer.model().CheckAdapter(adapter.spec()));
+  transformer.set_training_precision(options.precision);
   std::vector<Example> trainable = Trainable(examples);
   TrainResult result;
   result.num_examples = static_cast<int64_t>(trainable.size());

@@ -25,6 +25,8 @@ struct TrainOptions {
   LearningRate learning_rate;
   float lora_plus_ratio = 1;  // B's learning rate, in A's (LoRA+: Hayou, Ghosh, Yu 2024, say 16)
   AdamWOptions adamw;
+  // Of the products with the frozen weights; gradients differ by about 1 % of their length.
+  Precision precision = Precision::kBFloat16;
   double clip_norm = 1.0;
   uint64_t seed = 0;
 };
