@@ -55,7 +55,6 @@ void Tokenizer::SplitAt(TokenId token, absl::string_view text,
   const bool everywhere = vocabulary_.type(token) == TokenType::kUserDefined;
   const bool strips = vocabulary_.strips_right[static_cast<size_t>(token)];
   const std::string& piece = vocabulary_.piece(token);
-  if (text.find(piece) == absl::string_view::npos) return;
   std::vector<Fragment> result;
   for (const Fragment& fragment : fragments) {
     if (fragment.token != kNoToken) {
@@ -111,7 +110,7 @@ void Tokenizer::AppendParts(absl::Span<const TextPart> parts, bool& after_specia
   }
 
   std::vector<Fragment> fragments = {{0, size, kNoToken}};
-  for (const TokenId token : vocabulary_.special) {
+  for (const TokenId token : special_pieces_.Occurring(text)) {
     if (allowed.empty() && vocabulary_.type(token) != TokenType::kUserDefined) continue;
     SplitAt(token, text, allowed, fragments);
   }

@@ -18,6 +18,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "common/formats/gguf.h"
+#include "common/model/special_pieces.h"
 #include "common/model/vocabulary.h"
 
 namespace fedge {
@@ -26,9 +27,9 @@ namespace fedge {
 class Tokenizer {
  public:
   // Reads tokenizer.ggml.*. Models: "llama" (SentencePiece BPE) and "gpt2" (byte-level BPE with
-  // pre-tokenizer llama-bpe, qwen2, gpt-2 or default). Unimplemented names the model or
-  // pre-tokenizer it does not know; InvalidArgument for inconsistent vocabularies (sizes, ids,
-  // types out of range, merges of unknown pieces).
+  // pre-tokenizer llama-bpe, qwen2, gpt-4o, gpt-2, smollm or default). Unimplemented names the
+  // model or pre-tokenizer it does not know; InvalidArgument for inconsistent vocabularies (sizes,
+  // ids, types out of range, merges of unknown pieces).
   static absl::StatusOr<std::shared_ptr<const Tokenizer>> FromGguf(const GgufFile& file);
   virtual ~Tokenizer() = default;
 
@@ -74,7 +75,8 @@ class Tokenizer {
   const std::string& chat_template() const { return chat_template_; }
 
  protected:
-  explicit Tokenizer(Vocabulary vocabulary) : vocabulary_(std::move(vocabulary)) {}
+  explicit Tokenizer(Vocabulary vocabulary)
+      : vocabulary_(std::move(vocabulary)), special_pieces_(vocabulary_) {}
   const Vocabulary& vocabulary() const { return vocabulary_; }
 
   // Appends the ids of a stretch of plain text (no special tokens in it).
@@ -96,6 +98,7 @@ class Tokenizer {
   bool IsSpecial(TokenId id) const;  // control, unknown or user-defined
 
   Vocabulary vocabulary_;
+  SpecialPieces special_pieces_;  // of vocabulary_
   std::string chat_template_;
 };
 
