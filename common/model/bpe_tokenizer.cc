@@ -261,9 +261,10 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> MakeBpeTokenizer(const GgufFile& file
   ASSIGN_OR_RETURN(const absl::string_view name, file.GetStringOr("tokenizer.ggml.pre", "default"));
   const std::optional<PreTokenizer> pre = FindPreTokenizer(name);
   if (!pre.has_value()) {
-    return absl::UnimplementedError(
-        absl::StrCat(file.path(), ": pre-tokenizer \"", absl::CHexEscape(name.substr(0, 64)),
-                     "\" is not supported; supported are llama-bpe, qwen2, gpt-2 and default"));
+    return absl::UnimplementedError(absl::StrCat(
+        file.path(), ": pre-tokenizer \"", absl::CHexEscape(name.substr(0, 64)),
+        "\" is not supported; supported are llama-bpe, qwen2, gpt-4o, gpt-2, smollm and "
+        "default"));
   }
   VocabularyDefaults defaults;
   defaults.add_bos = *pre == PreTokenizer::kLlamaBpe;

@@ -57,6 +57,32 @@ Class ClassOf(uint32_t code) {
   }
 }
 
+// What the expression of gpt-4o tells apart: letters of either case count as both, marks too.
+enum class Case : uint8_t { kNone, kCapital, kSmall, kBoth };
+
+Case CaseOf(uint32_t code) {
+  if (code < 0x80) {
+    const auto c = static_cast<unsigned char>(code);
+    if (absl::ascii_isupper(c)) return Case::kCapital;
+    return absl::ascii_islower(c) ? Case::kSmall : Case::kNone;
+  }
+  switch (utf8proc_category(static_cast<utf8proc_int32_t>(code))) {
+    case UTF8PROC_CATEGORY_LU:
+    case UTF8PROC_CATEGORY_LT:
+      return Case::kCapital;
+    case UTF8PROC_CATEGORY_LL:
+      return Case::kSmall;
+    case UTF8PROC_CATEGORY_LM:
+    case UTF8PROC_CATEGORY_LO:
+    case UTF8PROC_CATEGORY_MN:
+    case UTF8PROC_CATEGORY_MC:
+    case UTF8PROC_CATEGORY_ME:
+      return Case::kBoth;
+    default:
+      return Case::kNone;
+  }
+}
+
 Character CharacterAt(absl::string_view text, size_t position) {
   if (position >= text.size()) return {};
   const auto first = static_cast<unsigned char>(text[position]);
@@ -152,6 +178,73 @@ size_t LlamaWordEnd(absl::string_view text, size_t position, size_t digits) {
   return SpaceEnd(text, position, true);
 }
 
+// A stretch of letters and marks from `position` on, as gpt-4o sees it.
+struct CasedRun {
+  size_t capitals_end = 0;   // of [\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*
+  size_t last_both_end = 0;  // behind the last of them that may be small as well; 0: none
+  size_t small_end = 0;      // of [\p{Ll}\p{Lm}\p{Lo}\p{M}]* behind the capitals
+};
+
+CasedRun CasedRunAt(absl::string_view text, size_t position) {
+  CasedRun run;
+  Character c = CharacterAt(text, position);
+  const auto advance = [&] {
+    position += c.size;
+    c = CharacterAt(text, position);
+  };
+  for (Case kind = CaseOf(c.code); c.size > 0 && (kind == Case::kCapital || kind == Case::kBoth);
+       kind = CaseOf(c.code)) {
+    advance();
+    if (kind == Case::kBoth) run.last_both_end = position;
+  }
+  run.capitals_end = position;
+  for (Case kind = CaseOf(c.code); c.size > 0 && (kind == Case::kSmall || kind == Case::kBoth);
+       kind = CaseOf(c.code)) {
+    advance();
+  }
+  run.small_end = position;
+  return run;
+}
+
+// The end of a word of letters by the expression of gpt-4o; `position` when there is none.
+size_t CasedWordEnd(absl::string_view text, size_t position) {
+  const Character c = CharacterAt(text, position);
+  const bool may_lead =
+      c.kind != Class::kLetter && c.kind != Class::kNumber && c.code != '\r' && c.code != '\n';
+  // With one leading character, which is preferred, and without.
+  const size_t starts[2] = {may_lead ? position + c.size : position, position};
+  CasedRun runs[2];
+  size_t end = position;
+  for (int i = may_lead ? 0 : 1; i < 2 && end == position; ++i) {  // ends in a small letter
+    runs[i] = CasedRunAt(text, starts[i]);
+    if (runs[i].small_end > runs[i].capitals_end) {
+      end = runs[i].small_end;
+    } else if (runs[i].last_both_end > 0) {
+      end = runs[i].last_both_end;
+    }
+  }
+  for (int i = may_lead ? 0 : 1; i < 2 && end == position; ++i) {  // capitals only
+    if (runs[i].capitals_end > starts[i]) end = runs[i].capitals_end;
+  }
+  if (end == position || end == text.size()) return end;
+  return end + ContractionBytes(text, end, true);
+}
+
+size_t Gpt4oWordEnd(absl::string_view text, size_t position) {
+  if (const size_t end = CasedWordEnd(text, position); end > position) return end;
+  const Character c = CharacterAt(text, position);
+  if (c.kind == Class::kNumber) return SkipClass(text, position, Class::kNumber, 3);
+  const size_t start = c.code == ' ' ? position + 1 : position;
+  size_t end = SkipSymbols(text, start);
+  if (end > start) {
+    while (end < text.size() && (text[end] == '\r' || text[end] == '\n' || text[end] == '/')) {
+      ++end;
+    }
+    return end;
+  }
+  return SpaceEnd(text, position, true);
+}
+
 template <typename WordEnd>
 void ForEachWord(absl::string_view text, WordEnd word_end,
                  absl::FunctionRef<void(absl::string_view)> word) {
@@ -209,6 +302,19 @@ void SplitDefault(absl::string_view text, absl::FunctionRef<void(absl::string_vi
   });
 }
 
+// Each numeral apart, then gpt-2 in what stands between.
+void SplitSmolLm(absl::string_view text, absl::FunctionRef<void(absl::string_view)> word) {
+  const auto number = [](const Character& c) { return c.kind == Class::kNumber; };
+  ForEachRun(text, number, [&](absl::string_view run) {
+    if (CharacterAt(run, 0).kind != Class::kNumber) return ForEachWord(run, Gpt2WordEnd, word);
+    for (size_t begin = 0; begin < run.size();) {
+      const size_t size = CharacterAt(run, begin).size;
+      word(run.substr(begin, size));
+      begin += size;
+    }
+  });
+}
+
 }  // namespace
 
 std::optional<PreTokenizer> FindPreTokenizer(absl::string_view name) {
@@ -217,7 +323,9 @@ std::optional<PreTokenizer> FindPreTokenizer(absl::string_view name) {
   if (name == "llama-bpe" || name == "llama3" || name == "llama-v3") {
     return PreTokenizer::kLlamaBpe;
   }
-  if (name == "qwen2") return PreTokenizer::kQwen2;
+  if (name == "qwen2" || name == "deepseek-r1-qwen") return PreTokenizer::kQwen2;
+  if (name == "gpt-4o") return PreTokenizer::kGpt4o;
+  if (name == "smollm") return PreTokenizer::kSmolLm;
   return std::nullopt;
 }
 
@@ -237,6 +345,10 @@ void SplitWords(PreTokenizer kind, absl::string_view text,
       return ForEachWord(text, llama(3), word);
     case PreTokenizer::kQwen2:
       return ForEachWord(text, llama(1), word);
+    case PreTokenizer::kGpt4o:
+      return ForEachWord(text, Gpt4oWordEnd, word);
+    case PreTokenizer::kSmolLm:
+      return SplitSmolLm(text, word);
   }
 }
 

@@ -16,6 +16,10 @@ enum class PreTokenizer {
   kLlamaBpe,  // (?i:'s|...)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|
               // \s*[\r\n]+|\s+(?!\S)|\s+
   kQwen2,     // as kLlamaBpe, with \p{N} in place of \p{N}{1,3}
+  kGpt4o,     // words of capitals then small letters, contractions behind them; the expression of
+              // the models' own tokenizer.json (llama.cpp's differs for marks and letters with
+              // accents: it cannot tell their case)
+  kSmolLm,    // numbers one by one, then gpt-2
 };
 
 // The pre-tokenizer that GGUF calls `name` ("llama-bpe"); nothing when it is not known here.

@@ -21,6 +21,8 @@ std::vector<std::string> Words(PreTokenizer kind, absl::string_view text) {
 TEST(PreTokenizerTest, KnowsItsNames) {
   EXPECT_EQ(FindPreTokenizer("llama-bpe"), PreTokenizer::kLlamaBpe);
   EXPECT_EQ(FindPreTokenizer("qwen2"), PreTokenizer::kQwen2);
+  EXPECT_EQ(FindPreTokenizer("gpt-4o"), PreTokenizer::kGpt4o);
+  EXPECT_EQ(FindPreTokenizer("smollm"), PreTokenizer::kSmolLm);
   EXPECT_EQ(FindPreTokenizer("gpt-2"), PreTokenizer::kGpt2);
   EXPECT_EQ(FindPreTokenizer("default"), PreTokenizer::kDefault);
   EXPECT_EQ(FindPreTokenizer("falcon"), std::nullopt);
@@ -49,6 +51,48 @@ TEST(PreTokenizerTest, Qwen2TakesDigitsOneByOne) {
               ElementsAre("x", " ", "1", "2", "3", "\xc2\xbd"));
 }
 
+TEST(PreTokenizerTest, Gpt4oCutsAtCapitals) {
+  const auto words = [](absl::string_view text) { return Words(PreTokenizer::kGpt4o, text); };
+  EXPECT_THAT(words("HelloWorld we'Ve it's XMLHttp ABC'S"),
+              ElementsAre("Hello", "World", " we'Ve", " it's", " XMLHttp", " ABC'S"));
+  EXPECT_THAT(words("12345 a/b //\n/x (y)"),
+              ElementsAre("123", "45", " a", "/b", " //\n/", "x", " (", "y", ")"));
+  EXPECT_THAT(words("a \n \n  b\t"), ElementsAre("a", " \n \n", " ", " b", "\t"));
+  EXPECT_THAT(words("'tis A"), ElementsAre("'tis", " A"));
+  // Capitals with accents have a case; letters of other scripts count as both.
+  EXPECT_THAT(words("\xc3\x84pfel\xc3\xa4\xc3\x84"),
+              ElementsAre("\xc3\x84pfel\xc3\xa4", "\xc3\x84"));
+  EXPECT_THAT(words("\xe6\x97\xa5"
+                    "A"),
+              ElementsAre("\xe6\x97\xa5", "A"));
+  EXPECT_THAT(words("\xe6\x97\xa5"
+                    "a"
+                    "A"),
+              ElementsAre("\xe6\x97\xa5"
+                          "a",
+                          "A"));
+  EXPECT_THAT(words("A\xe6\x97\xa5"
+                    "BC"),
+              ElementsAre("A\xe6\x97\xa5", "BC"));
+  // A combining mark is part of a word, or leads it.
+  EXPECT_THAT(words("e\xcc\x81x \xcc\x81"
+                    "A"),
+              ElementsAre("e\xcc\x81x", " \xcc\x81", "A"));
+  EXPECT_THAT(words("\xcc\x81"
+                    "A"),
+              ElementsAre("\xcc\x81", "A"));
+  EXPECT_THAT(words("1\xcc\x81"
+                    "a"),
+              ElementsAre("1",
+                          "\xcc\x81"
+                          "a"));
+}
+
+TEST(PreTokenizerTest, SmolLmTakesDigitsOneByOneBeforeGpt2) {
+  EXPECT_THAT(Words(PreTokenizer::kSmolLm, "x 12  3's ok"),
+              ElementsAre("x", " ", "1", "2", "  ", "3", "'s", " ok"));
+}
+
 TEST(PreTokenizerTest, DefaultSetsPunctuationAndNumbersApart) {
   const auto words = [](absl::string_view text) { return Words(PreTokenizer::kDefault, text); };
   EXPECT_THAT(words("It costs $12345.6, x=3!"), ElementsAre("It", " costs", " ", "$", "123", "45",
@@ -75,8 +119,9 @@ TEST(PreTokenizerTest, WordsJoinedAreTheText) {
     std::string text;
     const size_t size = rng.Below(24);
     while (text.size() < size) text.push_back(alphabet[rng.Below(alphabet.size())]);
-    for (const PreTokenizer kind : {PreTokenizer::kDefault, PreTokenizer::kGpt2,
-                                    PreTokenizer::kLlamaBpe, PreTokenizer::kQwen2}) {
+    for (const PreTokenizer kind :
+         {PreTokenizer::kDefault, PreTokenizer::kGpt2, PreTokenizer::kLlamaBpe,
+          PreTokenizer::kQwen2, PreTokenizer::kGpt4o, PreTokenizer::kSmolLm}) {
       std::string joined;
       for (const std::string& word : Words(kind, text)) {
         ASSERT_FALSE(word.empty());

@@ -44,7 +44,7 @@ TEST(VocabularyTest, RejectsUnknownPreTokenizer) {
   v.pre = "tekken";
   ExpectError(v, absl::StatusCode::kUnimplemented,
               "tiny.gguf: pre-tokenizer \"tekken\" is not supported; supported are llama-bpe, "
-              "qwen2, gpt-2 and default");
+              "qwen2, gpt-4o, gpt-2, smollm and default");
 }
 
 TEST(VocabularyTest, RejectsAFileWithoutTokens) {
