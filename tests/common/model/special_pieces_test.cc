@@ -29,7 +29,7 @@ TEST(SpecialPiecesTest, FindsThoseThatOccurLongestFirst) {
   const SpecialPieces special(vocabulary);
   const auto id = [&](absl::string_view piece) { return vocabulary.Find(piece); };
   EXPECT_THAT(special.Occurring("x\n\n<a>"), ElementsAre(id("<a>"), id("\n\n"), id("\n")));
-  EXPECT_THAT(special.Occurring("$<ab>$</s>$"), ElementsAre(id("<ab>"), id("</s>"), id("$")));
+  EXPECT_THAT(special.Occurring("$<ab>$</s>$"), ElementsAre(id("</s>"), id("<ab>"), id("$")));
   EXPECT_THAT(special.Occurring("<a"), IsEmpty());
   EXPECT_THAT(special.Occurring("the <unused8>"), IsEmpty());
   EXPECT_THAT(special.Occurring(""), IsEmpty());
