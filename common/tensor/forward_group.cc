@@ -41,6 +41,8 @@ struct ForwardSegment {
   size_t branch;
   int64_t begin, end;  // rows
   float* ut;           // [all ranks][tile width], zero outside the segment's rows
+  // The same in bf16, when that is the precision: [ranks / 2][tile width][2].
+  uint16_t* ut_pairs;
 };
 
 struct ForwardPlan {
@@ -74,7 +76,7 @@ namespace HWY_NAMESPACE {
 int64_t TileWidth() { return StripLanes(); }
 
 struct ForwardScratch {
-  AlignedBuffer panel, sums;
+  AlignedBuffer panel, sums, factor;
 };
 ForwardScratch& ThreadForwardScratch() {
   thread_local ForwardScratch scratch;
@@ -138,43 +140,116 @@ void ComputeU(const ForwardPlan& p, const ForwardSegment& segment, const Forward
   }
 }
 
+#if FEDGE_BF16_TARGET
+// Two vectors of bf16 in one -> pairs of their lanes.
+HWY_INLINE __m512i PairsOf(V even, V odd) {
+  HWY_ALIGN static constexpr uint16_t kOrder[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                    21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                    11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), RoundToBf16(even, odd));
+}
+
+// ut [rank][tile width] -> [rank / 2 rounded up][tile width][2]
+void RoundU(const ForwardPlan& p, int64_t rank, const float* ut, Bf16* out) {
+  for (int64_t r = 0; r < rank; r += 2) {
+    const float* const row = ut + r * p.tile_width;
+    for (int64_t i = 0; i < p.tile_width; i += 16) {
+      const V odd = r + 1 < rank ? hn::LoadU(D(), row + p.tile_width + i) : hn::Zero(D());
+      _mm512_storeu_si512(out + r * p.tile_width + 2 * i, PairsOf(hn::LoadU(D(), row + i), odd));
+    }
+  }
+}
+
+// B^T [rank][stride] -> B [columns][kRowStride] in bf16, an odd rank padded with zeros.
+void RoundFactorColumns(const float* bt, int64_t stride, int64_t rank, int64_t columns, Bf16* out) {
+  HWY_ALIGN uint32_t pairs[16];
+  for (int64_t r = 0; r < rank; r += 2) {
+    for (int64_t n = 0; n < columns; n += 16) {
+      const float* const row = bt + r * stride + n;
+      const V odd = r + 1 < rank ? LoadPart(row + stride, columns - n) : hn::Zero(D());
+      _mm512_store_si512(pairs, PairsOf(LoadPart(row, columns - n), odd));
+      for (int64_t j = 0; j < std::min<int64_t>(16, columns - n); ++j) {
+        std::memcpy(out + (n + j) * kRowStride + r, pairs + j, sizeof(uint32_t));
+      }
+    }
+  }
+}
+#endif
+
 template <class E>
 void PackTileOf(const ForwardPlan& p, int64_t tile) {
   PackTransposed<E>(p.x + tile * p.tile_width * p.k, p.k, TileRows(p, tile), p.k,
                     TileLanes(p, tile), PackedTile<E>(p, tile));
   for (size_t i = p.first_segment[static_cast<size_t>(tile)];
        i < p.first_segment[static_cast<size_t>(tile) + 1]; ++i) {
-    float* ut = p.segments[i].ut;
+    const ForwardSegment& segment = p.segments[i];
+    int64_t offset = 0;
     for (const ForwardLayer& layer : p.layers) {
       if (layer.lora.rank == 0) continue;
-      ComputeU<E>(p, p.segments[i], layer, ut);
-      ut += layer.lora.rank * p.tile_width;
+      ComputeU<E>(p, segment, layer, segment.ut + offset);
+#if FEDGE_BF16_TARGET
+      if constexpr (ElementTraits<E>::kPair == 2) {
+        RoundU(p, layer.lora.rank, segment.ut + offset, segment.ut_pairs + offset);
+      }
+#endif
+      offset += (layer.lora.rank + 1) / 2 * 2 * p.tile_width;
     }
   }
 }
 
-// sums[n][tokens] += s B u^T, in the lanes of each branch.
-void AddBranches(const ForwardPlan& p, const ForwardTask& task, int64_t tile, float* sums) {
+// sums[n][tokens] += s B u^T of one segment, in the lanes of its rows.
+template <class E>
+void AddBranch(const ForwardPlan& p, const ForwardTask& task, const ForwardSegment& segment,
+               const E* factor, float* sums) {
+  constexpr int64_t kPair = ElementTraits<E>::kPair;
   const ForwardLayer& layer = p.layers[task.layer];
   const int64_t lanes = LaneCount();
-  const int64_t tile_row = tile * p.tile_width;
-  for (size_t i = p.first_segment[static_cast<size_t>(tile)];
-       i < p.first_segment[static_cast<size_t>(tile) + 1]; ++i) {
-    const ForwardSegment& segment = p.segments[i];
-    const int64_t from = (segment.begin - tile_row) / lanes * lanes;
-    const int64_t to = (segment.end - tile_row + lanes - 1) / lanes * lanes;
-    Strip<float> s;
+  const int64_t rank = layer.lora.rank;
+  const int64_t tile_row = segment.tile * p.tile_width;
+  const int64_t from = (segment.begin - tile_row) / lanes * lanes;
+  const int64_t to = (segment.end - tile_row + lanes - 1) / lanes * lanes;
+  Strip<E> s;
+  if constexpr (kPair == 1) {  // B^T in place
     s.a = layer.lora.factors[segment.branch].bt + task.n_begin;
     s.a_row_stride = 1;
     s.a_depth_stride = layer.w.rows;
     s.b = segment.ut + task.rank_offset * p.tile_width + from;
-    s.b_stride = p.tile_width;
-    s.depth = layer.lora.rank;
-    s.c = sums + from;
-    s.c_stride = p.tile_width;
-    s.scale = layer.lora.scale;
-    s.add_to_c = true;
-    RunStrip((to - from) / lanes, s, task.n_end - task.n_begin);
+  } else {
+    s.a = factor;
+    s.a_row_stride = kRowStride;
+    s.b = segment.ut_pairs + task.rank_offset * p.tile_width + from * kPair;
+  }
+  s.b_stride = p.tile_width * kPair;
+  s.depth = (rank + kPair - 1) / kPair;
+  s.c = sums + from;
+  s.c_stride = p.tile_width;
+  s.scale = layer.lora.scale;
+  s.add_to_c = true;
+  RunStrip((to - from) / lanes, s, task.n_end - task.n_begin);
+}
+
+// The branches of all tiles of a task, whose sums are `tile_sums` apart.
+template <class E>
+void AddBranches(const ForwardPlan& p, const ForwardTask& task, int64_t tile_sums, float* sums) {
+  [[maybe_unused]] const ForwardLayer& layer = p.layers[task.layer];
+  [[maybe_unused]] const ForwardSegment* last = nullptr;
+  for (size_t i = p.first_segment[static_cast<size_t>(task.tile_begin)];
+       i < p.first_segment[static_cast<size_t>(task.tile_end)]; ++i) {
+    const ForwardSegment& segment = p.segments[i];
+    float* const to = sums + (segment.tile - task.tile_begin) * tile_sums;
+#if FEDGE_BF16_TARGET
+    if (ElementTraits<E>::kPair == 2 && layer.lora.rank <= kMaxDepth) {
+      Bf16* const factor = ThreadForwardScratch().factor.Get<Bf16>(kLargeBlock * kRowStride);
+      if (last == nullptr || last->branch != segment.branch) {
+        RoundFactorColumns(layer.lora.factors[segment.branch].bt + task.n_begin, layer.w.rows,
+                           layer.lora.rank, task.n_end - task.n_begin, factor);
+      }
+      last = &segment;
+      AddBranch<Bf16>(p, task, segment, factor, to);
+      continue;
+    }
+#endif
+    AddBranch<float>(p, task, segment, nullptr, to);
   }
 }
 
@@ -247,10 +322,9 @@ void RunTask(const ForwardPlan& p, const ForwardTask& task) {
       RunStrip(tile_lanes / lanes, s, columns);
     }
   }
+  if (layer.lora.rank > 0) AddBranches<E>(p, task, tile_sums, sums);
   for (int64_t tile = task.tile_begin; tile < task.tile_end; ++tile) {
-    float* const tile_data = sums + (tile - task.tile_begin) * tile_sums;
-    if (layer.lora.rank > 0) AddBranches(p, task, tile, tile_data);
-    StoreTile(p, task, tile, tile_data);
+    StoreTile(p, task, tile, sums + (tile - task.tile_begin) * tile_sums);
   }
 }
 
@@ -282,11 +356,14 @@ HWY_EXPORT(RunForwardTask);
 
 // Scratch of the calling thread, read by all.
 struct GroupScratch {
-  AlignedBuffer packed, ut;
+  AlignedBuffer packed, ut, ut_pairs;
 };
 
+// Ranks of a layer in ForwardSegment::ut.
+int64_t EvenRank(const ForwardLayer& layer) { return (layer.lora.rank + 1) / 2 * 2; }
+
 // Cuts the branches' rows at tile boundaries; without branches there are no segments.
-void AddSegments(const LinearRows& rows, AlignedBuffer& buffer, ForwardPlan& p) {
+void AddSegments(const LinearRows& rows, GroupScratch& scratch, ForwardPlan& p) {
   const int64_t tiles = (p.t + p.tile_width - 1) / p.tile_width;
   p.first_segment.assign(static_cast<size_t>(tiles) + 1, 0);
   if (p.total_rank == 0) return;
@@ -295,16 +372,20 @@ void AddSegments(const LinearRows& rows, AlignedBuffer& buffer, ForwardPlan& p) 
     while (begin < rows.ends[branch]) {
       const int64_t tile = begin / p.tile_width;
       const int64_t end = std::min(rows.ends[branch], (tile + 1) * p.tile_width);
-      p.segments.push_back({tile, branch, begin, end, nullptr});
+      p.segments.push_back({tile, branch, begin, end, nullptr, nullptr});
       ++p.first_segment[static_cast<size_t>(tile) + 1];
       begin = end;
     }
   }
   for (size_t i = 1; i < p.first_segment.size(); ++i) p.first_segment[i] += p.first_segment[i - 1];
   const int64_t size = p.total_rank * p.tile_width;
-  float* const ut = buffer.Get<float>(static_cast<int64_t>(p.segments.size()) * size);
-  for (size_t i = 0; i < p.segments.size(); ++i) {
-    p.segments[i].ut = ut + static_cast<int64_t>(i) * size;
+  const int64_t count = static_cast<int64_t>(p.segments.size());
+  float* const ut = scratch.ut.Get<float>(count * size);
+  uint16_t* const ut_pairs = scratch.ut_pairs.Get<uint16_t>(p.bf16 ? count * size : 0);
+  for (int64_t i = 0; i < count; ++i) {
+    ForwardSegment& segment = p.segments[static_cast<size_t>(i)];
+    segment.ut = ut + i * size;
+    segment.ut_pairs = ut_pairs + i * size;
   }
 }
 
@@ -335,7 +416,7 @@ std::vector<ForwardTask> Split(const ForwardPlan& p, int threads) {
                          (part + 1) * tiles / parts});
       }
     }
-    rank_offset += layer.lora.rank;
+    rank_offset += EvenRank(layer);
   }
   return tasks;
 }
@@ -368,8 +449,8 @@ void ForwardGroup(absl::Span<const ForwardLayer> layers, const float* x, const L
   p.bf16 = precision == Precision::kBFloat16 && HasBFloat16Dot();
   p.accumulate = accumulate == Accumulate::kYes;
   p.tile_width = HWY_DYNAMIC_DISPATCH(TileWidth)();
-  for (const ForwardLayer& layer : layers) p.total_rank += layer.lora.rank;
-  AddSegments(rows, scratch.ut, p);
+  for (const ForwardLayer& layer : layers) p.total_rank += EvenRank(layer);
+  AddSegments(rows, scratch, p);
   const int64_t tiles = static_cast<int64_t>(p.first_segment.size()) - 1;
   const int64_t size = tiles * p.tile_width * p.packed_k;
   p.packed = p.bf16 ? static_cast<void*>(scratch.packed.Get<uint16_t>(size))

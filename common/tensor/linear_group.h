@@ -9,8 +9,8 @@
 // branch is added to a tile of y or dx as a few more steps of the depth of its sum, before the tile
 // leaves the cache.
 //
-// The frozen products follow `Precision`, and so does u; every other product of the branches is
-// fp32. Each sum has one order and one owner: the same bits for any number of threads.
+// All products follow `Precision`, those of the branches too; sums and results are fp32. Each sum
+// has one order and one owner: the same bits for any number of threads.
 #ifndef FEDGE_COMMON_TENSOR_LINEAR_GROUP_H_
 #define FEDGE_COMMON_TENSOR_LINEAR_GROUP_H_
 

@@ -181,17 +181,15 @@ HWY_NOINLINE void PackTransposed(const float* x, int64_t stride, int64_t rows, i
 }
 
 #if FEDGE_BF16_TARGET
-// --- Rows of activations as they are, rounded: values past `count` up to an even count are zero.
+// --- Rows of activations as they are, rounded; zeros after `count` up to a multiple of 32.
 HWY_NOINLINE inline void RoundRow(const float* x, int64_t count, Bf16* out) {
   int64_t i = 0;
   for (; i + 32 <= count; i += 32) {
     _mm512_storeu_si512(out + i, RoundToBf16(hn::LoadU(D(), x + i), hn::LoadU(D(), x + i + 16)));
   }
   if (i == count) return;
-  HWY_ALIGN Bf16 last[32];
-  _mm512_store_si512(last,
-                     RoundToBf16(LoadPart(x + i, count - i), LoadPart(x + i + 16, count - i - 16)));
-  std::memcpy(out + i, last, static_cast<size_t>((count - i + 1) / 2 * 2) * sizeof(Bf16));
+  _mm512_storeu_si512(
+      out + i, RoundToBf16(LoadPart(x + i, count - i), LoadPart(x + i + 16, count - i - 16)));
 }
 #endif
 
