@@ -81,6 +81,7 @@ TEST_F(TrainerTest, GivesTheSameBitsForAnyNumberOfThreads) {
 }
 
 TEST_F(TrainerTest, MicroBatchesGiveTheWholeBatchsResultWithinRounding) {
+  options_.precision = Precision::kFloat32;
   options_.batch_size = 5;
   options_.steps = 4;
   LoraAdapter whole = NewAdapter();
@@ -98,6 +99,7 @@ TEST_F(TrainerTest, MicroBatchesGiveTheWholeBatchsResultWithinRounding) {
 }
 
 TEST_F(TrainerTest, MomentsInBytesTrainAsWellAsFp32Ones) {
+  options_.precision = Precision::kFloat32;
   options_.steps = 300;
   options_.learning_rate.peak = 5e-3f;
   LoraAdapter exact = NewAdapter();

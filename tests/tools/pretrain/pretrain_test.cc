@@ -165,9 +165,6 @@ TEST_F(PretrainTest, NamesWhatDoesNotFit) {
   options = Options("x.gguf");
   options.length = 65;
   EXPECT_THAT(std::string(Run(options).status().message()), HasSubstr("context length 64"));
-  options = Options("x.gguf");
-  options.output_type = DType::kQ4_K;
-  EXPECT_EQ(Run(options).status().code(), absl::StatusCode::kUnimplemented);
 }
 
 TEST_F(PretrainTest, RefusesVocabulariesThatLlamaCppCannotUse) {
