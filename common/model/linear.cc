@@ -48,7 +48,7 @@ void LinearForward(absl::Span<const LinearForwardCall> calls, const float* x,
 }
 
 void LinearBackward(absl::Span<const LinearBackwardCall> calls, const float* x,
-                    const LinearRows& rows, float* du, Accumulate accumulate, float* dx,
+                    const LinearRows& rows, float* /*du*/, Accumulate accumulate, float* dx,
                     ThreadPool& pool) {
   if (calls.empty()) return;
   absl::InlinedVector<BackwardLayer, kGroup> layers;
@@ -60,17 +60,11 @@ void LinearBackward(absl::Span<const LinearBackwardCall> calls, const float* x,
     layer.gradient = call.gradient->lora;
     layer.u = call.u;
     layer.dy = call.dy;
-    layer.du = du;
-    du += rows.t * layer.lora.rank;
     layers.push_back(layer);
   }
   BackwardGroup(layers, x, rows, calls[0].layer->precision, accumulate, dx, pool);
 }
 
-int64_t LinearScratch(absl::Span<const LinearBackwardCall> calls, int64_t t) {
-  int64_t ranks = 0;
-  for (const LinearBackwardCall& call : calls) ranks += call.layer->rank;
-  return t * ranks;
-}
+int64_t LinearScratch(absl::Span<const LinearBackwardCall> /*calls*/, int64_t /*t*/) { return 0; }
 
 }  // namespace fedge

@@ -51,7 +51,7 @@ struct LinearBackwardCall {
 void LinearForward(absl::Span<const LinearForwardCall> calls, const float* x,
                    const LinearRows& rows, ThreadPool& pool);
 // dx [t, in] (+)= the sum of the layers' input gradients, unless null. du: scratch of
-// LinearScratch(calls, t) floats.
+// LinearScratch(calls, t) floats; none since the kernels have their own.
 void LinearBackward(absl::Span<const LinearBackwardCall> calls, const float* x,
                     const LinearRows& rows, float* du, Accumulate accumulate, float* dx,
                     ThreadPool& pool);

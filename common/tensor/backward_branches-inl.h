@@ -21,137 +21,117 @@ inline AlignedBuffer& ThreadPanel() {
   return panel;
 }
 
-// Runs body(branch, first row, end) for the branches with rows in [begin, end).
+// Runs body(branch, its first row, first row, end) for the branches with rows in [begin, end).
 template <class Body>
 HWY_INLINE void ForEachBranch(const LinearRows& rows, int64_t begin, int64_t end,
                               const Body& body) {
   int64_t first = 0;
   for (size_t i = 0; i < rows.ends.size(); ++i) {
     const int64_t from = std::max(first, begin), to = std::min(rows.ends[i], end);
-    if (from < to) body(i, from, to);
+    if (from < to) body(i, first, from, to);
     first = rows.ends[i];
   }
 }
 
-// --- du = s dy B: dot products of rows of dy with rows of B^T -----------------------------------
+// --- du = s dy B
+// -----------------------------------------------------------------------------------
 
-#if HWY_TARGET <= HWY_AVX3 || HWY_TARGET == HWY_NEON
-constexpr int kDotRows = 6;
-#else
-constexpr int kDotRows = 2;
-#endif
-constexpr int kDotRanks = 4;
-
-// out[i * out_stride + j] = scale * dot(a_i, b_j) over n.
+// dy of a layer from row t and column n on: the operand whose elements are broadcast.
 template <class E>
-struct Dots {
-  const E* a;  // blocks of kMaxDepth columns, `a_block` apart; fp32: one after the other
-  int64_t a_stride, a_block;
-  const E* b;
-  int64_t b_stride;
-  int64_t n;
-  float scale;
-  float* out;
-  int64_t out_stride;
-};
-
-template <int T, int R>
-HWY_INLINE void AddDots(const Dots<float>& d, int64_t n0, int64_t count, V (*sum)[R]) {
-  const int64_t lanes = LaneCount();
-  const float* const a = d.a + n0 / kMaxDepth * d.a_block;
-  const float* const b = d.b + n0;
-  V row[R];
-  int64_t k = 0;
-  for (; k + lanes <= count; k += lanes) {
-    for (int j = 0; j < R; ++j) row[j] = hn::LoadU(D(), b + j * d.b_stride + k);
-    for (int i = 0; i < T; ++i) {
-      const V value = hn::LoadU(D(), a + i * d.a_stride + k);
-      for (int j = 0; j < R; ++j) sum[i][j] = hn::MulAdd(value, row[j], sum[i][j]);
-    }
+HWY_INLINE void PointToGradient(const BackwardPlan& p, size_t index, int64_t t, int64_t n,
+                                Strip<E>& s) {
+  if constexpr (ElementTraits<E>::kPair == 1) {
+    s.a_row_stride = p.layers[index].w.rows;
+    s.a = p.layers[index].dy + t * s.a_row_stride + n;
+  } else {
+    s.a_row_stride = p.prepared[index].dy_stride;
+    s.a = p.prepared[index].dy + (n / kMaxDepth * p.rows.t + t) * s.a_row_stride;
   }
-  if (k == count) return;
-  for (int j = 0; j < R; ++j) row[j] = LoadPart(b + j * d.b_stride + k, count - k);
-  for (int i = 0; i < T; ++i) {
-    const V value = LoadPart(a + i * d.a_stride + k, count - k);
-    for (int j = 0; j < R; ++j) sum[i][j] = hn::MulAdd(value, row[j], sum[i][j]);
+}
+
+template <class E>
+void ComputeDu(const BackwardPlan& p, size_t index, const RowsTask& task) {
+  constexpr int64_t kPair = ElementTraits<E>::kPair;
+  constexpr int64_t kDepth = ElementTraits<E>::kDepth;
+  const BackwardLayer& layer = p.layers[index];
+  const PreparedLayer& prepared = p.prepared[index];
+  const int64_t rank = layer.lora.rank, rows = task.end - task.begin;
+  const E* const factor = static_cast<const E*>(prepared.factor) +
+                          static_cast<int64_t>(task.branch) * prepared.factor_size;
+  HWY_ALIGN float sums[kMaxPreparedRows * kMaxVectors * hn::MaxLanes(D())];
+  for (int64_t r = 0; r < rank; r += StripLanes()) {
+    Strip<E> s;
+    s.b_stride = prepared.factor_lanes * kPair;
+    s.c = sums;
+    s.c_stride = StripLanes();
+    s.scale = layer.lora.scale;
+    const int64_t vectors =
+        std::min<int64_t>(kMaxVectors, (prepared.factor_lanes - r) / LaneCount());
+    for (int64_t n = 0; n < layer.w.rows; n += kDepth) {
+      PointToGradient(p, index, task.begin, n, s);
+      s.b = factor + n * prepared.factor_lanes + r * kPair;
+      s.depth = (std::min(kDepth, layer.w.rows - n) + kPair - 1) / kPair;
+      s.add_to_c = n > 0;
+      RunStrip(vectors, s, rows);
+    }
+    // Past an odd rank comes the zero of the factor's padding, which makes it even.
+    const int64_t count = std::min(StripLanes(), rank + rank % 2 - r);
+    for (int64_t i = 0; i < rows; ++i) {
+      float* const du = p.du + (task.begin + i) * p.du_columns + prepared.column + r;
+      for (int64_t j = 0; j < count; j += LaneCount()) {
+        StorePart(hn::Load(D(), sums + i * StripLanes() + j), du + j, count - j);
+      }
+    }
   }
 }
 
 #if FEDGE_BF16_TARGET
-// Rows are padded with zeros to whole vectors.
-template <int T, int R>
-HWY_INLINE void AddDots(const Dots<Bf16>& d, int64_t n0, int64_t count, V (*sum)[R]) {
-  const Bf16* const a = d.a + n0 / kMaxDepth * d.a_block;
-  const Bf16* const b = d.b + n0;
-  for (int64_t k = 0; k < count; k += 32) {
-    __m512bh row[R];
-    for (int j = 0; j < R; ++j) row[j] = (__m512bh)_mm512_loadu_si512(b + j * d.b_stride + k);
-    for (int i = 0; i < T; ++i) {
-      const __m512bh value = (__m512bh)_mm512_loadu_si512(a + i * d.a_stride + k);
-      for (int j = 0; j < R; ++j) sum[i][j].raw = _mm512_dpbf16_ps(sum[i][j].raw, value, row[j]);
-    }
-  }
-}
-#endif
 
-template <int T, int R, class E>
-HWY_INLINE void DotTile(const Dots<E>& d) {
-  V sum[T][R];
-  for (int i = 0; i < T; ++i) {
-    for (int j = 0; j < R; ++j) sum[i][j] = hn::Zero(D());
-  }
-  for (int64_t n = 0; n < d.n; n += kMaxDepth) AddDots<T>(d, n, std::min(kMaxDepth, d.n - n), sum);
-  for (int i = 0; i < T; ++i) {
-    for (int j = 0; j < R; ++j) {
-      d.out[i * d.out_stride + j] = d.scale * hn::GetLane(hn::SumOfLanes(D(), sum[i][j]));
+inline void RoundGradient(const BackwardPlan& p, size_t index, int64_t begin, int64_t end) {
+  const int64_t out = p.layers[index].w.rows;
+  const PreparedLayer& prepared = p.prepared[index];
+  for (int64_t i = begin; i < end; ++i) {
+    for (int64_t n = 0; n < out; n += kMaxDepth) {
+      RoundRow(p.layers[index].dy + i * out + n, std::min(kMaxDepth, out - n),
+               prepared.dy + (n / kMaxDepth * p.rows.t + i) * prepared.dy_stride);
     }
   }
 }
 
-template <int T, class E>
-HWY_NOINLINE void DotRanks(Dots<E> d, int64_t rank) {
-  for (; rank >= kDotRanks; rank -= kDotRanks) {
-    DotTile<T, kDotRanks>(d);
-    d.b += kDotRanks * d.b_stride;
-    d.out += kDotRanks;
+// du and u of the task's rows, as operands of dx, dA and dB.
+inline void RoundBranches(const BackwardPlan& p, const RowsTask& task) {
+  const int64_t pair =
+      FirstPair(task.branch, task.branch_begin) + (task.begin - task.branch_begin) / 2;
+  for (int64_t i = task.begin; i < task.end; ++i) {
+    RoundRow(p.du + i * p.du_columns, p.du_columns, p.du_rounded + i * p.du_stride);
   }
-  for (; rank > 0; --rank) {
-    DotTile<T, 1>(d);
-    d.b += d.b_stride;
-    ++d.out;
+  AlignedBuffer& buffer = ThreadPanel();
+  for (int64_t i = task.begin; i < task.end; i += 2) {
+    const bool odd = i + 1 == task.end;
+    const int64_t at = pair + (i - task.begin) / 2;
+    int64_t widest = p.du_stride;
+    for (const PreparedLayer& prepared : p.prepared) widest = std::max(widest, prepared.u_stride);
+    Bf16* const first = buffer.Get<Bf16>(2 * widest);
+    Bf16* const second = first + widest;
+    if (odd) std::fill(second, second + widest, Bf16{0});
+    const Bf16* const du = p.du_rounded + i * p.du_stride;
+    InterleaveRows(du, odd ? second : du + p.du_stride, p.du_stride,
+                   p.du_pairs + at * p.du_stride * 2);
+    for (size_t l = 0; l < p.layers.size(); ++l) {
+      const BackwardLayer& layer = p.layers[l];
+      const int64_t rank = layer.lora.rank, stride = p.prepared[l].u_stride;
+      if (rank == 0) continue;
+      RoundRow(layer.u + i * rank, rank, first);
+      if (!odd) RoundRow(layer.u + (i + 1) * rank, rank, second);
+      InterleaveRows(first, second, stride, p.prepared[l].u_pairs + at * stride * 2);
+    }
   }
 }
 
-template <class E>
-void DotRows(Dots<E> d, int64_t rows, int64_t rank) {
-  for (; rows >= kDotRows; rows -= kDotRows) {
-    DotRanks<kDotRows>(d, rank);
-    d.a += kDotRows * d.a_stride;
-    d.out += kDotRows * d.out_stride;
-  }
-  for (; rows > 0; --rows) {
-    DotRanks<1>(d, rank);
-    d.a += d.a_stride;
-    d.out += d.out_stride;
-  }
-}
+#endif  // FEDGE_BF16_TARGET
 
-// For rows of one branch.
-inline void ComputeDu(const BackwardLayer& layer, size_t branch, int64_t begin, int64_t end) {
-  const int64_t out = layer.w.rows, rank = layer.lora.rank;
-  const Dots<float> dots = {layer.dy + begin * out,
-                            out,
-                            kMaxDepth,
-                            layer.lora.factors[branch].bt,
-                            out,
-                            out,
-                            layer.lora.scale,
-                            layer.du + begin * rank,
-                            rank};
-  DotRows(dots, end - begin, rank);
-}
-
-// --- dA += du^T x and dB += s u^T dy -------------------------------------------------------------
+// --- dA += du^T x and dB += s u^T dy
+// ----------------------------------------------------------------
 
 // Rows of an fp32 sum over tokens that are done before the next: what is read of x or dy stays in
 // the first cache for the layers that share it.
@@ -163,7 +143,7 @@ inline bool Wants(const BackwardLayer& layer, size_t i, size_t branch, const Col
   return i == task.layer && layer.gradient[branch].bt != nullptr;
 }
 
-// gradient [rank, width] += scale * left^T right for the tokens [begin, end) of a branch.
+// For the tokens [begin, end) of a branch.
 inline void AddFactorGradient(const BackwardPlan& p, const ColumnsTask& task, size_t branch,
                               int64_t begin, int64_t end) {
   const bool of_a = task.kind == ColumnsTask::kFactorA;
@@ -171,9 +151,9 @@ inline void AddFactorGradient(const BackwardPlan& p, const ColumnsTask& task, si
     const BackwardLayer& layer = p.layers[i];
     if (!Wants(layer, i, branch, task)) continue;
     Strip<float> s;
-    s.a = (of_a ? layer.du : layer.u) + begin * layer.lora.rank;
     s.a_row_stride = 1;
-    s.a_depth_stride = layer.lora.rank;
+    s.a_depth_stride = of_a ? p.du_columns : layer.lora.rank;
+    s.a = (of_a ? p.du + p.prepared[i].column : layer.u) + begin * s.a_depth_stride;
     s.b_stride = s.c_stride = of_a ? p.in : layer.w.rows;
     s.b = (of_a ? p.x : layer.dy) + begin * s.b_stride + task.column_begin;
     s.depth = end - begin;
@@ -186,74 +166,42 @@ inline void AddFactorGradient(const BackwardPlan& p, const ColumnsTask& task, si
 
 #if FEDGE_BF16_TARGET
 
-// dy and the branches' operands that follow from it, for rows of one branch; few enough rows that
-// they stay in the cache in between.
-inline void RoundAndComputeDu(const BackwardPlan& p, size_t index, size_t branch, int64_t begin,
-                              int64_t end) {
-  const BackwardLayer& layer = p.layers[index];
-  const RoundedLayer& rounded = p.rounded[index];
-  const int64_t out = layer.w.rows, rank = layer.lora.rank;
-  for (int64_t i = begin; i < end; ++i) {
-    for (int64_t n = 0; n < out; n += kMaxDepth) {
-      RoundRow(layer.dy + i * out + n, std::min(kMaxDepth, out - n),
-               rounded.dy + (n / kMaxDepth * p.rows.t + i) * rounded.dy_stride);
-    }
-  }
-  if (rank == 0) return;
-  const Dots<Bf16> dots = {rounded.dy + begin * rounded.dy_stride,
-                           rounded.dy_stride,
-                           p.rows.t * rounded.dy_stride,
-                           rounded.bt + static_cast<int64_t>(branch) * rank * rounded.bt_stride,
-                           rounded.bt_stride,
-                           out,
-                           layer.lora.scale,
-                           layer.du + begin * rank,
-                           rank};
-  DotRows(dots, end - begin, rank);
-  for (int64_t i = begin; i < end; ++i) {
-    Bf16* const du = rounded.du + i * rounded.du_stride;
-    RoundRow(layer.du + i * rank, rank, du);
-    const int64_t column = i + static_cast<int64_t>(branch);
-    for (int64_t r = 0; r < rank; ++r) rounded.du_t[r * rounded.t_stride + column] = du[r];
-    for (int64_t r = 0; r < rank; ++r) {
-      rounded.u_t[r * rounded.t_stride + column] = FloatToBfloat16(layer.u[i * rank + r]);
-    }
-  }
-}
-
 // Rows [t, t + depth) and columns [c, c + kPanelWidth) of the rounded dy, in pairs of rows.
-inline void PackRoundedColumns(const BackwardPlan& p, const RoundedLayer& rounded, int64_t t,
+inline void PackRoundedColumns(const BackwardPlan& p, const PreparedLayer& prepared, int64_t t,
                                int64_t depth, int64_t c, Bf16* out) {
   HWY_ALIGN static constexpr Bf16 kZeros[kPanelWidth] = {};
   const Bf16* const from =
-      rounded.dy + (c / kMaxDepth * p.rows.t + t) * rounded.dy_stride + c % kMaxDepth;
-  const int64_t width = std::min(kPanelWidth, rounded.dy_stride - c % kMaxDepth);
+      prepared.dy + (c / kMaxDepth * p.rows.t + t) * prepared.dy_stride + c % kMaxDepth;
+  const int64_t width = std::min(kPanelWidth, prepared.dy_stride - c % kMaxDepth);
   for (int64_t i = 0; i < depth; i += 2) {
-    const Bf16* const first = from + i * rounded.dy_stride;
-    InterleaveRows(first, i + 1 < depth ? first + rounded.dy_stride : kZeros, width,
+    const Bf16* const first = from + i * prepared.dy_stride;
+    InterleaveRows(first, i + 1 < depth ? first + prepared.dy_stride : kZeros, width,
                    out + i * kPanelWidth);
   }
 }
 
+// For the tokens [begin, end) of a branch that begins at `first`; begin - first is even.
 inline void AddFactorGradientBf16(const BackwardPlan& p, const ColumnsTask& task, size_t branch,
-                                  int64_t begin, int64_t end) {
+                                  int64_t first, int64_t begin, int64_t end) {
   const bool of_a = task.kind == ColumnsTask::kFactorA;
   const int64_t depth = end - begin;
+  const int64_t pair = FirstPair(branch, first) + (begin - first) / 2;
   Bf16* const panel = ThreadPanel().Get<Bf16>(kMaxDepth * kPanelWidth);
   for (int64_t c = task.column_begin; c < task.column_end; c += kPanelWidth) {
     const int64_t width = std::min(kPanelWidth, task.column_end - c);
     if (of_a) {
       PackWeightColumns<Bf16>(DenseView(p.x, p.rows.t, p.in), begin, depth, c, width, panel);
     } else {
-      PackRoundedColumns(p, p.rounded[task.layer], begin, depth, c, panel);
+      PackRoundedColumns(p, p.prepared[task.layer], begin, depth, c, panel);
     }
     for (size_t i = 0; i < p.layers.size(); ++i) {
       const BackwardLayer& layer = p.layers[i];
       if (!Wants(layer, i, branch, task)) continue;
-      const RoundedLayer& rounded = p.rounded[i];
       Strip<Bf16> s;
-      s.a = (of_a ? rounded.du_t : rounded.u_t) + begin + static_cast<int64_t>(branch);
-      s.a_row_stride = rounded.t_stride;
+      s.a_row_stride = 2;
+      s.a_depth_stride = 2 * (of_a ? p.du_stride : p.prepared[i].u_stride);
+      s.a = (of_a ? p.du_pairs + 2 * p.prepared[i].column : p.prepared[i].u_pairs) +
+            pair * s.a_depth_stride;
       s.b = panel;
       s.b_stride = 2 * kPanelWidth;
       s.depth = (depth + 1) / 2;
@@ -268,41 +216,56 @@ inline void AddFactorGradientBf16(const BackwardPlan& p, const ColumnsTask& task
 
 #endif  // FEDGE_BF16_TARGET
 
-// --- dx += du A, for the rows and one strip of columns -------------------------------------------
+// --- dx += du A
+// -------------------------------------------------------------------------------------
 
+// For one strip of columns and the rows [from, to) of a branch: the factors A of all layers, one
+// below the other, make one operand.
 template <class E>
-void AddBranchProduct(const BackwardPlan& p, const ColumnsTask& task, size_t index, int64_t c,
-                      int64_t width) {
+void AddBranchProducts(const BackwardPlan& p, size_t branch, int64_t from, int64_t to, int64_t c,
+                       int64_t width) {
   constexpr int64_t kPair = ElementTraits<E>::kPair;
   constexpr int64_t kDepth = ElementTraits<E>::kDepth;
-  const BackwardLayer& layer = p.layers[index];
-  const int64_t rank = layer.lora.rank;
   E* const panel = ThreadPanel().Get<E>(kDepth * kPanelWidth);
-  const auto add = [&](size_t branch, int64_t from, int64_t to) FEDGE_ATTR {
-    const WeightMatrix a = DenseView(layer.lora.factors[branch].a, rank, p.in);
-    for (int64_t r = 0; r < rank; r += kDepth) {
-      const int64_t depth = std::min(kDepth, rank - r);
-      PackWeightColumns<E>(a, r, depth, c, width, panel);
-      Strip<E> s;
-      if constexpr (kPair == 1) {
-        s.a = layer.du + from * rank + r;
-        s.a_row_stride = rank;
-      } else {
-        s.a = p.rounded[index].du + from * p.rounded[index].du_stride + r;
-        s.a_row_stride = p.rounded[index].du_stride;
-      }
-      s.b_stride = kPanelWidth * kPair;
-      s.depth = (depth + kPair - 1) / kPair;
-      s.c_stride = p.in;
-      s.add_to_c = true;
-      for (int64_t j = 0; j < width; j += StripLanes()) {
-        s.b = panel + j * kPair;
-        s.c = p.dx + from * p.in + c + j;
-        RunRaggedStrip(std::min(StripLanes(), width - j), s, to - from);
-      }
+  int64_t column = 0, filled = 0;  // of du; rows of the panel
+  const auto multiply = [&]() FEDGE_ATTR {
+    Strip<E> s;
+    if constexpr (kPair == 1) {
+      s.a = p.du + from * p.du_columns + column;
+      s.a_row_stride = p.du_columns;
+    } else {
+      s.a = p.du_rounded + from * p.du_stride + column;
+      s.a_row_stride = p.du_stride;
     }
+    s.b_stride = kPanelWidth * kPair;
+    s.depth = filled / kPair;
+    s.c_stride = p.in;
+    s.add_to_c = true;
+    for (int64_t j = 0; j < width; j += StripLanes()) {
+      s.b = panel + j * kPair;
+      s.c = p.dx + from * p.in + c + j;
+      RunRaggedStrip(std::min(StripLanes(), width - j), s, to - from);
+    }
+    column += filled;
+    filled = 0;
   };
-  ForEachBranch(p.rows, task.row_begin, task.row_end, add);
+  for (const BackwardLayer& layer : p.layers) {
+    const int64_t rank = layer.lora.rank;
+    for (int64_t r = 0; r < rank;) {
+      const int64_t count = std::min(rank - r, kDepth - filled);
+      PackWeightColumns<E>(DenseView(layer.lora.factors[branch].a, rank, p.in), r, count, c, width,
+                           panel + filled * kPanelWidth);
+      r += count;
+      filled += count;
+      if (filled % 2 != 0) {  // an odd rank; of bf16 the second of the pair is zero already
+        E* const row = panel + filled * kPanelWidth;
+        if (kPair == 1) std::fill(row, row + kPanelWidth, E{0});
+        ++filled;
+      }
+      if (filled == kDepth) multiply();
+    }
+  }
+  if (filled > 0) multiply();
 }
 
 }  // namespace HWY_NAMESPACE

@@ -1,6 +1,7 @@
-// The gradients of a group of layers, in two parallel steps:
+// The gradients of a group of layers, in two parallel steps (and one to pack the factors B):
 //
-//   1. per block of rows: dy rounded to bf16 (when that is the precision), du = s dy B
+//   1. per block of rows: dy rounded to bf16 (when that is the precision), du = s dy B of all
+//   layers
 //   2. three kinds of independent tasks, each with outputs of its own:
 //        columns of dx   sum over the layers of dy W + du A, W decoded panel by panel
 //        columns of dA   du^T x of all layers, while the part of x is in the first cache
@@ -24,39 +25,36 @@ FEDGE_BEFORE_NAMESPACE();
 namespace fedge {
 namespace HWY_NAMESPACE {
 
-// B^T of one branch to bf16.
-void RoundFactor(const BackwardPlan& p, const FactorTask& task) {
-#if FEDGE_BF16_TARGET
+int64_t VectorLanes() { return LaneCount(); }
+
+// B of one branch for ComputeDu.
+void PackFactor(const BackwardPlan& p, const FactorTask& task) {
   const BackwardLayer& layer = p.layers[task.layer];
-  const RoundedLayer& rounded = p.rounded[task.layer];
-  for (int64_t r = 0; r < layer.lora.rank; ++r) {
-    RoundRow(
-        layer.lora.factors[task.branch].bt + r * layer.w.rows, layer.w.rows,
-        rounded.bt + (static_cast<int64_t>(task.branch) * layer.lora.rank + r) * rounded.bt_stride);
+  const PreparedLayer& prepared = p.prepared[task.layer];
+  const float* const bt = layer.lora.factors[task.branch].bt;
+  const int64_t offset = static_cast<int64_t>(task.branch) * prepared.factor_size;
+  const int64_t out = layer.w.rows, rank = layer.lora.rank;
+#if FEDGE_BF16_TARGET
+  if (p.bf16) {
+    return PackTransposed(bt, out, rank, out, prepared.factor_lanes,
+                          static_cast<Bf16*>(prepared.factor) + offset);
   }
-#else
-  (void)p;
-  (void)task;
 #endif
+  PackTransposed(bt, out, rank, out, prepared.factor_lanes,
+                 static_cast<float*>(prepared.factor) + offset);
 }
 
 void PrepareRows(const BackwardPlan& p, const RowsTask& task) {
-  const BackwardLayer& layer = p.layers[task.layer];
+  for (size_t i = 0; i < p.layers.size(); ++i) {
 #if FEDGE_BF16_TARGET
-  if (p.bf16) {
-    const auto prepare = [&](size_t branch, int64_t from, int64_t to) FEDGE_ATTR {
-      for (int64_t i = from; i < to; i += kDotRows) {
-        RoundAndComputeDu(p, task.layer, branch, i, std::min<int64_t>(i + kDotRows, to));
-      }
-    };
-    if (layer.lora.rank == 0) return prepare(0, task.begin, task.end);
-    return ForEachBranch(p.rows, task.begin, task.end, prepare);
-  }
+    if (p.bf16) RoundGradient(p, i, task.begin, task.end);
+    if (p.bf16 && p.layers[i].lora.rank > 0) ComputeDu<Bf16>(p, i, task);
 #endif
-  if (layer.lora.rank == 0) return;
-  ForEachBranch(p.rows, task.begin, task.end,
-                [&](size_t branch, int64_t from, int64_t to)
-                    FEDGE_ATTR { ComputeDu(layer, branch, from, to); });
+    if (!p.bf16 && p.layers[i].lora.rank > 0) ComputeDu<float>(p, i, task);
+  }
+#if FEDGE_BF16_TARGET
+  if (p.bf16 && p.du_columns > 0) RoundBranches(p, task);
+#endif
 }
 
 // dx (+)= dy W of one layer. All strips of the task take their turn with a block of dy before the
@@ -70,14 +68,7 @@ void AddWeightProduct(const BackwardPlan& p, const ColumnsTask& task, size_t ind
   for (int64_t n = 0; n < layer.w.rows; n += kDepth) {
     const int64_t depth = std::min(kDepth, layer.w.rows - n);
     Strip<E> s;
-    if constexpr (kPair == 1) {
-      s.a = layer.dy + task.row_begin * layer.w.rows + n;
-      s.a_row_stride = layer.w.rows;
-    } else {
-      const RoundedLayer& rounded = p.rounded[index];
-      s.a = rounded.dy + (n / kMaxDepth * p.rows.t + task.row_begin) * rounded.dy_stride;
-      s.a_row_stride = rounded.dy_stride;
-    }
+    PointToGradient(p, index, task.row_begin, n, s);
     s.b_stride = kPanelWidth * kPair;
     s.depth = (depth + kPair - 1) / kPair;
     s.c_stride = p.in;
@@ -99,25 +90,30 @@ template <class E>
 void RunInputTask(const BackwardPlan& p, const ColumnsTask& task) {
   for (size_t i = 0; i < p.layers.size(); ++i) {
     AddWeightProduct<E>(p, task, i, p.accumulate || i > 0);
-    if (p.layers[i].lora.rank == 0) continue;
-    for (int64_t c = task.column_begin; c < task.column_end; c += kPanelWidth) {
-      AddBranchProduct<E>(p, task, i, c, std::min(kPanelWidth, task.column_end - c));
-    }
+  }
+  if (p.du_columns == 0) return;
+  for (int64_t c = task.column_begin; c < task.column_end; c += kPanelWidth) {
+    const int64_t width = std::min(kPanelWidth, task.column_end - c);
+    ForEachBranch(p.rows, task.row_begin, task.row_end,
+                  [&](size_t branch, int64_t, int64_t from, int64_t to)
+                      FEDGE_ATTR { AddBranchProducts<E>(p, branch, from, to, c, width); });
   }
 }
 
 void RunFactorTask(const BackwardPlan& p, const ColumnsTask& task) {
-  ForEachBranch(p.rows, 0, p.rows.t, [&](size_t branch, int64_t from, int64_t to) FEDGE_ATTR {
+  const auto run = [&](size_t branch, int64_t first, int64_t from, int64_t to) FEDGE_ATTR {
 #if FEDGE_BF16_TARGET
     for (int64_t t = from; p.bf16 && t < to; t += kMaxDepth) {
-      AddFactorGradientBf16(p, task, branch, t, std::min(t + kMaxDepth, to));
+      AddFactorGradientBf16(p, task, branch, first, t, std::min(t + kMaxDepth, to));
     }
     if (p.bf16) return;
 #endif
+    (void)first;
     for (int64_t t = from; t < to; t += kTokenDepth) {
       AddFactorGradient(p, task, branch, t, std::min(t + kTokenDepth, to));
     }
-  });
+  };
+  ForEachBranch(p.rows, 0, p.rows.t, run);
 }
 
 void RunColumnsTask(const BackwardPlan& p, const ColumnsTask& task) {
@@ -136,11 +132,11 @@ HWY_AFTER_NAMESPACE();
 namespace fedge {
 namespace {
 
-HWY_EXPORT(RoundFactor);
+HWY_EXPORT(VectorLanes);
+HWY_EXPORT(PackFactor);
 HWY_EXPORT(PrepareRows);
 HWY_EXPORT(RunColumnsTask);
 
-constexpr int64_t kPrepareRows = 48;
 constexpr int64_t kMaxInputColumns = 4 * HWY_NAMESPACE::kPanelWidth;
 constexpr int64_t kFactorColumns = 256;
 constexpr int64_t kMinInputRows = 96;
@@ -196,56 +192,84 @@ void CheckLayers(absl::Span<const BackwardLayer> layers, const LinearRows& rows)
   }
 }
 
-int64_t RoundUp(int64_t value) { return (value + 31) / 32 * 32; }
+int64_t RoundUp(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
 
-// What is not written before it is read becomes zero.
-void ReserveRounded(AlignedBuffer& buffer, BackwardPlan& p) {
+// Places what is prepared of the layers in one buffer.
+void Reserve(AlignedBuffer& buffer, BackwardPlan& p) {
   constexpr int64_t kBlock = HWY_NAMESPACE::kMaxDepth;
   const int64_t branches = static_cast<int64_t>(p.rows.ends.size());
-  int64_t size = 0;
-  const auto reserve = [&](int64_t count) {
-    size += RoundUp(count);
-    return size - RoundUp(count);
-  };
-  struct Offsets {
-    int64_t dy, bt, du, du_t, u_t;
-  };
-  std::vector<Offsets> offsets;
+  const int64_t pairs = (p.rows.t + branches + 1) / 2;
+  const int64_t lanes = HWY_DYNAMIC_DISPATCH(VectorLanes)();
+  const int64_t element = p.bf16 ? sizeof(uint16_t) : sizeof(float);
   for (const BackwardLayer& layer : p.layers) {
-    const int64_t out = layer.w.rows, rank = layer.lora.rank;
-    RoundedLayer rounded;
-    rounded.dy_stride = std::min(kBlock, RoundUp(out));
-    rounded.bt_stride = RoundUp(out);
-    rounded.du_stride = RoundUp(rank);
-    rounded.t_stride = p.rows.t + branches;
-    p.rounded.push_back(rounded);
-    offsets.push_back({reserve((out + kBlock - 1) / kBlock * p.rows.t * rounded.dy_stride),
-                       reserve(branches * rank * rounded.bt_stride),
-                       reserve(p.rows.t * rounded.du_stride), reserve(rank * rounded.t_stride),
-                       reserve(rank * rounded.t_stride)});
+    PreparedLayer prepared;
+    prepared.column = p.du_columns;
+    prepared.factor_lanes = RoundUp(layer.lora.rank, lanes);
+    prepared.factor_size = RoundUp(layer.w.rows, 2) * prepared.factor_lanes;
+    prepared.dy_stride = std::min(kBlock, RoundUp(layer.w.rows, 32));
+    prepared.u_stride = RoundUp(layer.lora.rank, 32);
+    p.du_columns += RoundUp(layer.lora.rank, 2);
+    p.prepared.push_back(prepared);
   }
-  uint16_t* const data = buffer.Get<uint16_t>(size);
-  for (size_t i = 0; i < offsets.size(); ++i) {
-    RoundedLayer& rounded = p.rounded[i];
-    rounded.dy = data + offsets[i].dy;
-    rounded.bt = data + offsets[i].bt;
-    rounded.du = data + offsets[i].du;
-    rounded.du_t = data + offsets[i].du_t;
-    rounded.u_t = data + offsets[i].u_t;
-    const int64_t columns = p.layers[i].lora.rank * rounded.t_stride;
-    std::fill(rounded.du_t, rounded.du_t + columns, uint16_t{0});
-    std::fill(rounded.u_t, rounded.u_t + columns, uint16_t{0});
+  p.du_stride = RoundUp(p.du_columns, 32);
+  // Twice: first for the sizes.
+  uint8_t* data = nullptr;
+  for (const bool place : {false, true}) {
+    int64_t size = 0;
+    const auto take = [&](int64_t bytes) {
+      const int64_t at = size;
+      size += RoundUp(bytes, 64);
+      return place ? data + at : nullptr;
+    };
+    const auto take_bf16 = [&](int64_t count) {
+      return reinterpret_cast<uint16_t*>(take(p.bf16 ? 2 * count : 0));
+    };
+    p.du = reinterpret_cast<float*>(take(4 * p.rows.t * p.du_columns));
+    p.du_rounded = take_bf16(p.rows.t * p.du_stride);
+    p.du_pairs = take_bf16(2 * pairs * p.du_stride);
+    for (size_t i = 0; i < p.layers.size(); ++i) {
+      PreparedLayer& prepared = p.prepared[i];
+      prepared.factor = take(branches * prepared.factor_size * element);
+      prepared.dy =
+          take_bf16(RoundUp(p.layers[i].w.rows, kBlock) / kBlock * p.rows.t * prepared.dy_stride);
+      prepared.u_pairs = take_bf16(2 * pairs * prepared.u_stride);
+    }
+    if (!place) data = buffer.Get<uint8_t>(size);
   }
 }
 
-// The factors B are rounded once, before the rows that meet them.
-void RoundFactors(const BackwardPlan& p, ThreadPool& pool) {
+// B of every branch, before the rows that meet it.
+void PackFactors(const BackwardPlan& p, ThreadPool& pool) {
   std::vector<FactorTask> tasks;
   for (size_t i = 0; i < p.layers.size(); ++i) {
     if (p.layers[i].lora.rank == 0) continue;
     for (size_t branch = 0; branch < p.rows.ends.size(); ++branch) tasks.push_back({i, branch});
   }
-  const auto run = HWY_DYNAMIC_DISPATCH(RoundFactor);
+  const auto run = HWY_DYNAMIC_DISPATCH(PackFactor);
+  pool.ParallelFor(static_cast<int64_t>(tasks.size()),
+                   [&](int64_t i) { run(p, tasks[static_cast<size_t>(i)]); });
+}
+
+void Prepare(const BackwardPlan& p, ThreadPool& pool) {
+  if (!p.bf16 && p.du_columns == 0) return;
+  std::vector<RowsTask> tasks;
+  const auto add = [&](size_t branch, int64_t first, int64_t end) {
+    for (int64_t t = first; t < end; t += kMaxPreparedRows) {
+      tasks.push_back({branch, first, t, std::min(t + kMaxPreparedRows, end)});
+    }
+  };
+  if (p.du_columns == 0) {
+    add(0, 0, p.rows.t);
+  } else {
+    int64_t first = 0;
+    for (size_t i = 0; i < p.rows.ends.size(); ++i) {
+      add(i, first, p.rows.ends[i]);
+      first = p.rows.ends[i];
+    }
+  }
+  const auto run = HWY_DYNAMIC_DISPATCH(PrepareRows);
   pool.ParallelFor(static_cast<int64_t>(tasks.size()),
                    [&](int64_t i) { run(p, tasks[static_cast<size_t>(i)]); });
 }
@@ -256,7 +280,7 @@ void BackwardGroup(absl::Span<const BackwardLayer> layers, const float* x, const
                    Precision precision, Accumulate accumulate, float* dx, ThreadPool& pool) {
   if (layers.empty() || rows.t == 0) return;
   CheckLayers(layers, rows);
-  thread_local AlignedBuffer rounded;
+  thread_local AlignedBuffer scratch;
   BackwardPlan p;
   p.layers = layers;
   p.x = x;
@@ -265,20 +289,9 @@ void BackwardGroup(absl::Span<const BackwardLayer> layers, const float* x, const
   p.bf16 = dx != nullptr && precision == Precision::kBFloat16 && HasBFloat16Dot();
   p.accumulate = accumulate == Accumulate::kYes;
   p.dx = dx;
-  if (p.bf16) {
-    ReserveRounded(rounded, p);
-    RoundFactors(p, pool);
-  }
-  std::vector<RowsTask> prepare;
-  for (size_t i = 0; i < layers.size(); ++i) {
-    if (!p.bf16 && layers[i].lora.rank == 0) continue;
-    for (int64_t t = 0; t < rows.t; t += kPrepareRows) {
-      prepare.push_back({i, t, std::min(t + kPrepareRows, rows.t)});
-    }
-  }
-  const auto prepare_rows = HWY_DYNAMIC_DISPATCH(PrepareRows);
-  pool.ParallelFor(static_cast<int64_t>(prepare.size()),
-                   [&](int64_t i) { prepare_rows(p, prepare[static_cast<size_t>(i)]); });
+  Reserve(scratch, p);
+  PackFactors(p, pool);
+  Prepare(p, pool);
   const std::vector<ColumnsTask> tasks = Split(p, pool.threads());
   const auto run = HWY_DYNAMIC_DISPATCH(RunColumnsTask);
   pool.ParallelFor(static_cast<int64_t>(tasks.size()),

@@ -66,7 +66,6 @@ struct BackwardLayer {
   absl::Span<const LoraFactorsGradient> gradient;  // as lora.factors, or empty: none wanted
   const float* u = nullptr;                        // from the forward call
   const float* dy = nullptr;                       // [t, out]
-  float* du = nullptr;                             // scratch [t, rank]
 };
 // dx [t, in] (+)= the sum over the layers, unless null.
 void BackwardGroup(absl::Span<const BackwardLayer> layers, const float* x, const LinearRows& rows,

@@ -25,7 +25,7 @@ using Bf16 = uint16_t;
 #if HWY_TARGET <= HWY_AVX3 || HWY_TARGET == HWY_NEON
 constexpr int kMaxVectors = 4;
 constexpr int kSkinnyVectors = 3;  // of products with few rows: 8 of them at a time
-constexpr int kRowsByVectors[5] = {0, 24, 12, 8, 6};
+constexpr int kRowsByVectors[5] = {0, 12, 12, 8, 6};
 #else
 constexpr int kMaxVectors = 2;
 constexpr int kSkinnyVectors = 2;

@@ -9,6 +9,7 @@
 
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -41,16 +42,25 @@ HWY_INLINE int64_t LaneCount() { return static_cast<int64_t>(hn::Lanes(D())); }
 // The first `count` lanes, the others zero; reads nothing else.
 HWY_INLINE V LoadPart(const float* from, int64_t count) {
   if (count >= LaneCount()) return hn::LoadU(D(), from);
+#if HWY_TARGET <= HWY_AVX3
+  return hn::MaskedLoad(hn::FirstN(D(), static_cast<size_t>(std::max<int64_t>(0, count))), D(),
+                        from);
+#else
   HWY_ALIGN float lanes[hn::MaxLanes(D())] = {};
   if (count > 0) std::memcpy(lanes, from, static_cast<size_t>(count) * sizeof(float));
   return hn::Load(D(), lanes);
+#endif
 }
 
 HWY_INLINE void StorePart(V v, float* to, int64_t count) {
   if (count >= LaneCount()) return hn::StoreU(v, D(), to);
+#if HWY_TARGET <= HWY_AVX3
+  hn::BlendedStore(v, hn::FirstN(D(), static_cast<size_t>(std::max<int64_t>(0, count))), D(), to);
+#else
   HWY_ALIGN float lanes[hn::MaxLanes(D())];
   hn::Store(v, D(), lanes);
   if (count > 0) std::memcpy(to, lanes, static_cast<size_t>(count) * sizeof(float));
+#endif
 }
 
 #if HWY_TARGET == HWY_SCALAR

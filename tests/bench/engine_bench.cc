@@ -298,8 +298,10 @@ void LoraOverhead(const Options& options) {
                         {"192 -> 512+512 rank 8", 192, {512, 512}, 8, 1},
                         {"896 -> 4864+4864 rank 16, 8 adapters", 896, {4864, 4864}, 16, 8}};
   for (const Case& c : cases) {
+    if (!options.shape.empty() && options.shape != c.name) continue;
     Group group(c.in, c.outs, c.rank, 512, c.branches);
     for (const int threads : {1, 2}) {
+      if (options.threads != 0 && options.threads != threads) continue;
       if (threads <= ThreadPool::AvailableProcessors()) {
         PrintOverhead(c.name, group, threads, options.repeat);
       }

@@ -54,7 +54,6 @@ class Layers {
     Results r;
     std::vector<std::vector<LoraFactors>> factors(s.outs.size());
     std::vector<std::vector<LoraFactorsGradient>> gradients(s.outs.size());
-    std::vector<Floats> du;
     std::vector<ForwardLayer> forward(s.outs.size());
     std::vector<BackwardLayer> backward(s.outs.size());
     for (size_t i = 0; i < s.outs.size(); ++i) {
@@ -62,7 +61,6 @@ class Layers {
       r.y.emplace_back(static_cast<size_t>(s.t * s.outs[i]), NAN);
       r.da.emplace_back(a[i].size(), 1.0f);
       r.db.emplace_back(bt[i].size(), 1.0f);
-      du.emplace_back(static_cast<size_t>(s.t * s.ranks[i]), NAN);
     }
     for (size_t i = 0; i < s.outs.size(); ++i) {
       for (size_t b = 0; b < s.ends.size(); ++b) {
@@ -81,7 +79,6 @@ class Layers {
       backward[i].gradient = gradients[i];
       backward[i].u = r.u[i].data();
       backward[i].dy = dy[i].data();
-      backward[i].du = du[i].data();
     }
     r.dx.assign(static_cast<size_t>(s.t * s.in), NAN);
     ForwardGroup(forward, x.data(), {s.t, s.ends}, precision, Accumulate::kNo, pool);
