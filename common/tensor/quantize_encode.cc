@@ -1,5 +1,5 @@
-// Quantize(), and the encoders of the 32-element blocks. The build forbids contraction of a * b + c,
-// so every machine writes the same bytes.
+// Quantize(), and the encoders of the 32-element blocks. The build forbids contraction of a * b +
+// c, so every machine writes the same bytes.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

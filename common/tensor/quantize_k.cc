@@ -6,9 +6,9 @@
 // Large values weigh more: their error matters more in a dot product. Once the scales are integers,
 // the neighbours of each are tried with the codes they imply.
 //
-// Plain loops over fixed numbers of lanes, compiled once per SIMD target (Highway's foreach_target);
-// sums have a fixed tree and the build forbids contraction of a * b + c. So all targets write the
-// same bytes.
+// Plain loops over fixed numbers of lanes, compiled once per SIMD target (Highway's
+// foreach_target); sums have a fixed tree and the build forbids contraction of a * b + c. So all
+// targets write the same bytes.
 #include "common/tensor/quantize_k.h"
 
 #include <algorithm>
