@@ -34,6 +34,7 @@ void RegisterAll(CLI::App& app, CommandContext& context) {
   RegisterInspect(app, context);
   RegisterExport(app, context);
   RegisterPretrain(app, context);
+  RegisterImport(app, context);
   RegisterQuantize(app, context);
   RegisterMakeModel(app, context);
 }

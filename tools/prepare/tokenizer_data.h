@@ -23,6 +23,9 @@ struct TokenizerData {
   std::optional<TokenId> bos, eos, unknown, padding;
   std::optional<bool> add_bos, add_eos, add_space_prefix;
   std::string chat_template;
+  // Special tokens swallow the white space behind them: phi-3's do, and GGUF says so by no key but
+  // by the model's name.
+  bool specials_strip_right = false;
 
   // Appends a piece and returns its id.
   TokenId Add(absl::string_view piece, TokenType type) {

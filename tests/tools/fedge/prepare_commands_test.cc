@@ -1,6 +1,7 @@
 #include "absl/strings/str_join.h"
 #include "common/formats/gguf.h"
 #include "tests/tools/fedge/fedge_fixture.h"
+#include "tests/tools/prepare/hf_folder.h"
 
 namespace fedge {
 namespace {
@@ -22,7 +23,7 @@ class PrepareCommandsTest : public testing::FedgeTest {
 };
 
 TEST_F(PrepareCommandsTest, ExplainThemselvesWithAnExample) {
-  for (const char* const command : {"quantize", "make-model"}) {
+  for (const char* const command : {"quantize", "make-model", "import"}) {
     const testing::FedgeRun run = Run({command, "--help"});
     EXPECT_EQ(run.code, 0);
     EXPECT_THAT(run.out, HasSubstr(absl::StrCat("  fedge ", command, " ")));
@@ -48,6 +49,32 @@ TEST_F(PrepareCommandsTest, QuantizeTellsSizesAndErrors) {
   EXPECT_THAT(text.out, HasSubstr("as it was"));
   const auto file = GgufFile::Open(Path("d/q.gguf"), env_);
   EXPECT_EQ((*file)->FindTensor("token_embd.weight")->type, DType::kF16);
+}
+
+TEST_F(PrepareCommandsTest, ImportedModelGenerates) {
+  const testing::FedgeRun made =
+      Run({"make-model", "--family", "qwen2", "--layers", "1", "--vocab", "600", "--type", "F32",
+           "--output-type", "F32", "--out", Path("d/m.gguf")});
+  ASSERT_EQ(made.code, 0) << made.err;
+  const auto source = GgufFile::Open(Path("d/m.gguf"), env_).value();
+  testing::HfFolder(*source).Write(Path("hf"));
+  const testing::FedgeRun run = Run({"import", "--from", Path("hf"), "--out", Path("d/i.gguf"),
+                                     "--type", "Q4_K_M", "--format", "json"});
+  ASSERT_EQ(run.code, 0) << run.err;
+  EXPECT_EQ(run.Json()["architecture"], "qwen2");
+  EXPECT_EQ(run.Json()["tokens"], 600);
+  EXPECT_EQ(run.Json()["bytes"], *env_.FileSize(Path("d/i.gguf")));
+  EXPECT_EQ(run.Json()["types"]["Q6_K"]["tensors"], 3);  // embedding, attn_v, ffn_down
+  const testing::FedgeRun text = Run(
+      {"generate", "--model", Path("d/i.gguf"), "--prompt", "the", "-n", "4", "--threads", "1"});
+  EXPECT_EQ(text.code, 0) << text.err;
+
+  const testing::FedgeRun without =
+      Run({"import", "--from", Path("hf"), "--out", Path("d/x.gguf"), "--output-type", "Q8_0"});
+  EXPECT_EQ(without.code, 2);
+  EXPECT_TRUE(without.IsOneErrorLine()) << without.err;
+  EXPECT_EQ(Run({"import", "--from", Path("none"), "--out", Path("d/x.gguf")}).code, 3);
+  EXPECT_FALSE(env_.Exists(Path("d/x.gguf")));
 }
 
 TEST_F(PrepareCommandsTest, ErrorsAreOneLineAndLeaveNothing) {
