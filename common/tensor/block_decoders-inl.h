@@ -24,13 +24,11 @@ using D8 = hn::Rebind<uint8_t, D>;
 using DS8 = hn::Rebind<int8_t, D>;
 
 HWY_INLINE float HalfAt(const uint8_t* bytes) {
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2
   uint16_t half;
   std::memcpy(&half, bytes, sizeof(half));
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2
   return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
 #else
-  uint16_t half;
-  std::memcpy(&half, bytes, sizeof(half));
   return HalfToFloat(half);
 #endif
 }
@@ -191,8 +189,7 @@ struct DecoderQ6_K {
   }
   template <int kOdd>
   static HWY_INLINE VI Part(VI bytes) {
-    if constexpr (kOdd == 1) return hn::ShiftRight<4>(bytes);
-    return Low4(bytes);
+    return kOdd ? hn::ShiftRight<4>(bytes) : Low4(bytes);
   }
   static HWY_INLINE V Value(VI low, VI high) {
     return hn::ConvertTo(D(), hn::Sub(hn::Or(low, high), hn::Set(DI(), 32)));
@@ -236,20 +233,12 @@ struct DecoderOfAny {
 // Calls body(decoder).
 template <class Body>
 HWY_INLINE void WithDecoder(DType type, const Body& body) {
-  switch (type) {
-    case DType::kF32:
-      return body(DecoderF32());
-    case DType::kQ4_0:
-      return body(DecoderQ4_0());
-    case DType::kQ8_0:
-      return body(DecoderQ8_0());
-    case DType::kQ4_K:
-      return body(DecoderQ4_K());
-    case DType::kQ6_K:
-      return body(DecoderQ6_K());
-    default:
-      return body(DecoderOfAny{type});
-  }
+  if (type == DType::kF32) return body(DecoderF32());
+  if (type == DType::kQ4_0) return body(DecoderQ4_0());
+  if (type == DType::kQ8_0) return body(DecoderQ8_0());
+  if (type == DType::kQ4_K) return body(DecoderQ4_K());
+  if (type == DType::kQ6_K) return body(DecoderQ6_K());
+  body(DecoderOfAny{type});
 }
 
 }  // namespace HWY_NAMESPACE

@@ -15,19 +15,31 @@ FEDGE_BEFORE_NAMESPACE();
 namespace fedge {
 namespace HWY_NAMESPACE {
 
-// Two sums for each row of x, so that an addition does not wait for the one before.
+// Sums for each row of x, so that an addition does not wait for the one before; as many for one row
+// as for four, since their order is part of the result.
+#if HWY_TARGET <= HWY_AVX3 || HWY_TARGET == HWY_NEON
+constexpr int kSums = 4;
+#else
+constexpr int kSums = 2;
+#endif
+
 template <int T>
 struct DotRows {
   const float* x[T];
   int64_t n;
-  V sum[T], other[T];
+  V sum[T][kSums];
 
   HWY_INLINE void operator()(int64_t i, V v) {
     for (int t = 0; t < T; ++t) {
-      const V next = hn::MulAdd(LoadPart(x[t] + i, n - i), v, sum[t]);
-      sum[t] = other[t];
-      other[t] = next;
+      const V next = hn::MulAdd(LoadPart(x[t] + i, n - i), v, sum[t][0]);
+      for (int k = 0; k + 1 < kSums; ++k) sum[t][k] = sum[t][k + 1];
+      sum[t][kSums - 1] = next;
     }
+  }
+  HWY_INLINE float Sum(int t) const {
+    V total = sum[t][0];
+    for (int k = 1; k < kSums; ++k) total = hn::Add(total, sum[t][k]);
+    return hn::GetLane(hn::SumOfLanes(D(), total));
   }
 };
 
@@ -41,13 +53,10 @@ void DotWeightRows(const WeightMatrix& w, int64_t begin, int64_t end, const floa
       dots.n = w.cols;
       for (int t = 0; t < T; ++t) {
         dots.x[t] = x + t * w.cols;
-        dots.sum[t] = dots.other[t] = hn::Zero(D());
+        for (V& sum : dots.sum[t]) sum = hn::Zero(D());
       }
       decoder.Decode(w.data + r * row_bytes, 0, w.cols, dots);
-      for (int t = 0; t < T; ++t) {
-        y[t * w.rows + r] =
-            scale * hn::GetLane(hn::SumOfLanes(D(), hn::Add(dots.sum[t], dots.other[t])));
-      }
+      for (int t = 0; t < T; ++t) y[t * w.rows + r] = scale * dots.Sum(t);
     }
   });
 }

@@ -2,12 +2,14 @@
 //
 //   engine_bench                     tables: peaks, products, LoRA overhead, demo model
 //   engine_bench --summary           one JSON object
-//   engine_bench --filter Q4_0       only products of that weight type ("lora", "demo": those only)
-//   engine_bench --shape 896x4864 --tokens 512 --threads 1    only products like that
+//   engine_bench --filter Q4_0       only products of that weight type, or only one of the other
+//                                    tables: onednn, decode, lora, demo
+//   engine_bench --shape 896x4864 --tokens 512 --threads 1
+//                                    only products like that
 //   engine_bench --repeat 20         pieces of each measurement, best of (default 9)
 //
 // Every number is the best of several pieces taken in turn with the peak it is divided by, so that
-// other work on the machine disturbs both alike.
+// other work on the machine disturbs both alike. With one thread, time is processor time.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -195,6 +197,36 @@ void OneDnnComparison(const Options& options) {
   }
 }
 
+// --- Decoding ----------------------------------------------------------------------------------
+
+// The product for one token is bound by reading the weight: bytes/s next to the memory's.
+void Decoding(const Options& options) {
+  std::printf("\none token, 8192 x 2048: weight GB/s, of the read bandwidth\n");
+  const std::vector<float> x = RandomFloats(2048, 1);
+  std::vector<float> y(8192);
+  for (const DType type : kTypes) {
+    // Several, so that none stays in a cache.
+    std::vector<Weight> weights;
+    for (int i = 0; i < 6; ++i) weights.push_back(MakeWeight(type, 8192, 2048));
+    const double bytes = static_cast<double>(weights.size() * weights[0].bytes.size());
+    for (const int threads : {1, 2}) {
+      ThreadPool pool(threads);
+      double rate = 0, peak = 0;
+      for (int i = 0; i < options.repeat; ++i) {
+        peak = std::max(peak, ReadBandwidthOnce(pool));
+        rate = std::max(rate, bytes / Seconds(threads, [&] {
+                                for (const Weight& w : weights) {
+                                  MatMulForward(w.view, x.data(), 1, 1, Accumulate::kNo, y.data(),
+                                                pool);
+                                }
+                              }));
+      }
+      std::printf("%-5s  %d  %6.1f %5.1f%%\n", std::string(DTypeName(type)).c_str(), threads,
+                  rate / 1e9, 100 * rate / peak);
+    }
+  }
+}
+
 // --- LoRA branches -----------------------------------------------------------------------------
 
 // Layers that read the same input, their branches and gradients.
@@ -313,7 +345,7 @@ void LoraOverhead(const Options& options) {
 
 // Tokens/s of LoRA training (loss, gradient, AdamW), 4 sequences of 128 tokens a step, rank 8 on
 // all linears; 0 when the model is not where it is looked for.
-double DemoTokensPerSecond(const Options& options, int threads) {
+double DemoTokensPerSecond(const Options& options, Precision precision, int threads) {
   auto model = BaseModel::Load(options.model, *Env::Posix());
   if (!model.ok()) {
     std::fprintf(stderr, "%s\n", model.status().ToString().c_str());
@@ -338,6 +370,7 @@ double DemoTokensPerSecond(const Options& options, int threads) {
   }
   ThreadPool pool(threads);
   Transformer transformer(*model, &pool);
+  transformer.set_training_precision(precision);
   AdamW optimizer(static_cast<int64_t>(adapter.values().size()), AdamWOptions());
   std::vector<float> gradient(adapter.values().size());
   double best = 1e9;
@@ -376,7 +409,7 @@ void AddProducts(const Options& options, Fields& fields) {
 }
 
 void AddDemo(const Options& options, Fields& fields) {
-  fields.emplace_back("demo_tokens_per_s", DemoTokensPerSecond(options, 2));
+  fields.emplace_back("demo_tokens_per_s", DemoTokensPerSecond(options, Precisions().back(), 2));
 }
 
 void PrintSummary(const Options& options) {
@@ -398,16 +431,21 @@ void PrintTables(const Options& options) {
   std::printf("%s", SimdTargetName().c_str());
   for (const auto& [name, value] : fields) std::printf("  %s %.1f", name.c_str(), value);
   std::printf("\n");
-  if (options.filter != "lora" && options.filter != "demo" && options.filter != "onednn") {
+  const bool products = options.filter != "lora" && options.filter != "demo" &&
+                        options.filter != "onednn" && options.filter != "decode";
+  if (products) {
     const LeastRatios least = Products(options, true);
     std::printf("least: fp32 %.3f, bf16 %.3f\n", least.fp32, least.bf16);
   }
   if (all || options.filter == "onednn") OneDnnComparison(options);
+  if (all || options.filter == "decode") Decoding(options);
   if (all || options.filter == "lora") LoraOverhead(options);
   if (all || options.filter == "demo") {
-    for (const int threads : {1, 2}) {
-      std::printf("demo model, %d thread(s): %.0f tokens/s\n", threads,
-                  DemoTokensPerSecond(options, threads));
+    for (const Precision precision : Precisions()) {
+      for (const int threads : {1, 2}) {
+        std::printf("demo model, %s, %d thread(s): %.0f tokens/s\n", NameOf(precision), threads,
+                    DemoTokensPerSecond(options, precision, threads));
+      }
     }
   }
 }
