@@ -154,6 +154,7 @@ LeastRatios Products(const Options& options, bool print) {
     for (const Shape& shape : kShapes) {
       const std::string name = std::to_string(shape.rows) + "x" + std::to_string(shape.cols);
       if (!options.shape.empty() && options.shape != name) continue;
+      if (shape.cols % BlockElements(type) != 0) continue;
       const Weight w = MakeWeight(type, shape.rows, shape.cols);
       for (const int threads : {1, 2}) {
         if (threads > ThreadPool::AvailableProcessors()) continue;
