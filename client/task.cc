@@ -46,6 +46,10 @@ absl::Status ParseTraining(const v1::TrainingPlan& plan, const BaseModel& base, 
   if (!Within(plan.completion_weight(), 1e-3, 1e3)) {
     return OutOfBounds("completion_weight", plan.completion_weight(), "[0.001, 1000]");
   }
+  // A server from before the ratio sends none.
+  const float ratio = plan.lora_plus_ratio() == 0 ? 1.0f : plan.lora_plus_ratio();
+  if (!Within(ratio, 1e-3, 1e3)) return OutOfBounds("lora_plus_ratio", ratio, "[0.001, 1000]");
+  task->training.lora_plus_ratio = ratio;
   task->training.steps = plan.steps();
   task->training.batch_size = plan.batch_size();
   task->training.length = plan.length();

@@ -1,9 +1,12 @@
 #include "server/federation_server.h"
 
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
+#include "common/base/thread_pool.h"
+#include "common/training/adapter_init.h"
 #include "server/sqlite_store.h"
 #include "server/upload_buffer.h"
 
@@ -35,8 +38,22 @@ absl::StatusOr<std::unique_ptr<HoldoutEvaluator>> MakeHoldout(
   return HoldoutEvaluator::Create(std::move(model), config.holdout(), plan.length, threads, env);
 }
 
+// Version 0, if the run in `store` has not got beyond it: it may take a second file and a minute.
+absl::StatusOr<LoraAdapter> MakeInitial(const RunPlan& plan, const BaseModel& model, Store& store,
+                                        const FederationServerOptions& options) {
+  LoraAdapter initial(plan.lora);
+  ASSIGN_OR_RETURN(const std::optional<VersionRecord> latest, store.LatestVersion(plan.run_id));
+  if (latest) return initial;
+  ThreadPool pool(options.threads);
+  const absl::Status status =
+      InitializeAdapter(plan.init, model, plan.seed, pool, *options.env, initial);
+  if (!status.ok()) return Annotate(status, "run.lora.init");
+  return initial;
+}
+
 absl::StatusOr<std::unique_ptr<FederationCore>> MakeCore(const v1::ServerConfig& config,
                                                          const RunPlan& plan,
+                                                         const BaseModel& model,
                                                          const FederationServerOptions& options,
                                                          HoldoutEvaluator* holdout) {
   SqliteStoreOptions store_options;
@@ -51,8 +68,7 @@ absl::StatusOr<std::unique_ptr<FederationCore>> MakeCore(const v1::ServerConfig&
   ASSIGN_OR_RETURN(std::unique_ptr<UploadBuffer> uploads,
                    UploadBuffer::Open(JoinPath(store_options.dir, "uploads"), limits, *options.env,
                                       *options.clock));
-  LoraAdapter initial(plan.lora);
-  initial.InitializeForTraining(plan.seed);
+  ASSIGN_OR_RETURN(const LoraAdapter initial, MakeInitial(plan, model, *store, options));
   FederationCoreOptions core_options;
   core_options.clock = options.clock;
   core_options.events = options.events;
@@ -96,7 +112,8 @@ absl::StatusOr<std::unique_ptr<FederationServer>> FederationServer::Start(
   ASSIGN_OR_RETURN(const RunPlan plan, PlanRun(config, *server->model_));
   ASSIGN_OR_RETURN(server->holdout_,
                    MakeHoldout(config, server->model_, plan, options.threads, *options.env));
-  ASSIGN_OR_RETURN(server->core_, MakeCore(config, plan, options, server->holdout_.get()));
+  ASSIGN_OR_RETURN(server->core_,
+                   MakeCore(config, plan, *server->model_, options, server->holdout_.get()));
   GrpcServerOptions grpc_options;
   grpc_options.listen = config.has_listen() ? config.listen() : kDefaultListen;
   ASSIGN_OR_RETURN(server->grpc_, GrpcServer::Start(*server->core_, grpc_options));

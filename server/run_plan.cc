@@ -1,6 +1,7 @@
 #include "server/run_plan.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
@@ -94,6 +95,8 @@ void FillTraining(const v1::TrainingConfig& training, Limits& limits, RunPlan& p
   limits.Within("run.training.weight_decay", plan.weight_decay, 0.0f, 1.0f);
   if (training.has_completion_weight()) plan.completion_weight = training.completion_weight();
   limits.Within("run.training.completion_weight", plan.completion_weight, 1e-3f, 1e3f);
+  if (training.has_lora_plus_ratio()) plan.lora_plus_ratio = training.lora_plus_ratio();
+  limits.Within("run.training.lora_plus_ratio", plan.lora_plus_ratio, 1e-3f, 1e3f);
   if (training.has_validation_fraction()) plan.validation_fraction = training.validation_fraction();
   limits.Within("run.training.validation_fraction", plan.validation_fraction, 0.0, 0.9);
 }
@@ -156,6 +159,7 @@ absl::StatusOr<LoraPlan> MakeLoraPlan(const v1::RunConfig& config) {
     plan.target_modules.assign(lora.target_modules().begin(), lora.target_modules().end());
   }
   RETURN_IF_ERROR(limits.status());
+  if (lora.rslora()) plan.alpha *= std::sqrt(static_cast<float>(plan.rank));
   return plan;
 }
 
@@ -165,6 +169,10 @@ absl::StatusOr<RunPlan> MakeRunPlan(const v1::ServerConfig& config, LoraSpec lor
   RunPlan plan;
   plan.lora = std::move(lora);
   plan.base_model = base_model;
+  if (config.run().lora().has_init()) plan.init.kind = config.run().lora().init();
+  plan.init.unquantized = config.run().lora().init_from();
+  const absl::Status init = CheckAdapterInit(plan.init);
+  if (!init.ok()) return Annotate(init, "run.lora.init");
   Limits limits;
   FillRounds(config.run(), limits, plan);
   FillTraining(config.run().training(), limits, plan);
@@ -208,6 +216,7 @@ void FillAssignment(const RunPlan& plan, v1::Assignment& assignment) {
   training.set_clip_norm(plan.clip_norm);
   training.set_weight_decay(plan.weight_decay);
   training.set_completion_weight(plan.completion_weight);
+  training.set_lora_plus_ratio(plan.lora_plus_ratio);
   training.set_validation_fraction(plan.validation_fraction);
   training.set_split_seed(Rng::Stream(plan.seed, "split").Next());
   v1::CodecPlan& codec = *assignment.mutable_codec();

@@ -11,6 +11,7 @@
 #include "common/adapter/lora_adapter.h"
 #include "common/base/digest.h"
 #include "common/codec/update_codec.h"
+#include "common/training/adapter_init.h"
 
 namespace fedge {
 
@@ -30,6 +31,7 @@ struct RunPlan {
   absl::Duration round_deadline = absl::Minutes(10);
   absl::Duration retry = absl::Seconds(5);
   LoraSpec lora;
+  AdapterInit init;  // of version 0
   Digest base_model;
   // What each device is told to do.
   int64_t steps = 8;
@@ -40,6 +42,7 @@ struct RunPlan {
   float clip_norm = 1;
   float weight_decay = 0;
   float completion_weight = 1;
+  float lora_plus_ratio = 1;
   double validation_fraction = 0.1;
   EncodeOptions codec;
   bool error_feedback = true;
@@ -55,7 +58,7 @@ struct RunPlan {
 struct LoraPlan {
   std::vector<std::string> target_modules = {"all"};
   int64_t rank = 8;
-  float alpha = 16;
+  float alpha = 16;  // what LoraSpec divides by the rank: rsLoRA is in it
 };
 
 // InvalidArgument names the field, its value and the limit: "run.lora.rank: 5000 is above 1024".

@@ -85,6 +85,25 @@ TEST_F(FederationServerTest, ContinuesWhereItStopped) {
   EXPECT_EQ(StartStatus().code(), absl::StatusCode::kFailedPrecondition);
 }
 
+TEST_F(FederationServerTest, StartsFromTheQuantizationErrorOnce) {
+  testing::TinyModelOptions quantized;
+  quantized.dtype = DType::kQ4_0;
+  const std::string full = config_.base_model();
+  config_.set_base_model(testing::WriteTinyModel(dir_.File("quantized"), quantized));
+  config_.mutable_run()->mutable_lora()->set_init("loftq");
+  EXPECT_THAT(std::string(StartStatus().message()), StartsWith("run.lora.init: "));
+  config_.mutable_run()->mutable_lora()->set_init_from(full);
+  {
+    auto server = FederationServer::Start(config_, options_);
+    ASSERT_TRUE(server.ok()) << server.status();
+  }
+  ASSERT_TRUE(Env::Posix()->Remove(full).ok());
+  EXPECT_TRUE(StartStatus().ok());  // version 0 is in the store
+  config_.set_state_dir(dir_.File("other"));
+  EXPECT_EQ(StartStatus().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(StartStatus().message()), HasSubstr(full));
+}
+
 TEST_F(FederationServerTest, NamesWhatIsWrongWithAConfiguration) {
   const auto message = [&] { return std::string(StartStatus().message()); };
   v1::ServerConfig good = config_;

@@ -56,6 +56,26 @@ TEST(RunPlanTest, FillsInTheDocumentedDefaults) {
   EXPECT_EQ(lora->target_modules, std::vector<std::string>{"all"});
 }
 
+TEST(RunPlanTest, TakesHowTheAdapterStartsAndIsScaled) {
+  const auto plan =
+      Plan("run: {lora: {init: loftq, init_from: full.gguf}, training: {lora_plus_ratio: 16}}");
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->init.kind, "loftq");
+  EXPECT_EQ(plan->init.unquantized, "full.gguf");
+  v1::Assignment assignment;
+  FillAssignment(*plan, assignment);
+  EXPECT_EQ(assignment.training().lora_plus_ratio(), 16.0f);
+  v1::RunConfig run;
+  run.mutable_lora()->set_rank(64);
+  run.mutable_lora()->set_alpha(16);
+  run.mutable_lora()->set_rslora(true);
+  EXPECT_EQ(MakeLoraPlan(run)->alpha, 128.0f);
+  EXPECT_EQ(ErrorOf("run: {lora: {init: svd}}"),
+            "run.lora.init: unknown adapter initialisation \"svd\"; known: zero-b, loftq");
+  EXPECT_EQ(ErrorOf("run: {training: {lora_plus_ratio: 0}}"),
+            "run.training.lora_plus_ratio: 0 is below 0.001");
+}
+
 TEST(RunPlanTest, TakesWhatIsWritten) {
   const auto plan = Plan(
       "retry_seconds: 0.25\nmax_update_bytes: 2048\n"

@@ -65,7 +65,8 @@ SimulatedServer::SimulatedServer(std::unique_ptr<Parts> parts) : parts_(std::mov
 SimulatedServer::~SimulatedServer() { parts_->grpc->Shutdown(absl::ZeroDuration()); }
 
 absl::StatusOr<std::unique_ptr<SimulatedServer>> SimulatedServer::Start(
-    const RunPlan& plan, const std::string& state_dir, Clock* clock, Env* env) {
+    const RunPlan& plan, const LoraAdapter& initial, const std::string& state_dir, Clock* clock,
+    Env* env) {
   // The database of a simulation is of no use after it; the blobs are what needs room.
   SqliteStoreOptions store_options;
   store_options.dir = state_dir;
@@ -76,8 +77,6 @@ absl::StatusOr<std::unique_ptr<SimulatedServer>> SimulatedServer::Start(
   limits.max_upload_bytes = plan.max_update_bytes;
   ASSIGN_OR_RETURN(std::unique_ptr<UploadBuffer> uploads,
                    UploadBuffer::Open(JoinPath(state_dir, "uploads"), limits, *env, *clock));
-  LoraAdapter initial(plan.lora);
-  initial.InitializeForTraining(plan.seed);
 
   auto parts = std::make_unique<Parts>();
   FederationCoreOptions core_options;

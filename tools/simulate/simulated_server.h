@@ -38,8 +38,10 @@ using SimulationEvent =
 
 class SimulatedServer {
  public:
-  // A new run in `state_dir`, which must hold none. `clock` and `env` must outlive this object.
+  // A new run in `state_dir`, which must hold none, with `initial` as version 0. `clock` and `env`
+  // must outlive this object.
   static absl::StatusOr<std::unique_ptr<SimulatedServer>> Start(const RunPlan& plan,
+                                                                const LoraAdapter& initial,
                                                                 const std::string& state_dir,
                                                                 Clock* clock, Env* env);
   ~SimulatedServer();

@@ -10,7 +10,9 @@
 #include "absl/strings/str_join.h"
 #include "common/base/rng.h"
 #include "common/base/status.h"
+#include "common/base/thread_pool.h"
 #include "common/model/chat_template.h"
+#include "common/training/adapter_init.h"
 #include "server/run_plan.h"
 #include "tools/simulate/centralized.h"
 #include "tools/simulate/fleet.h"
@@ -68,6 +70,7 @@ class Simulation {
   ManualClock clock_;            // the federation's
   std::unique_ptr<SimulatedServer> server_;
   std::unique_ptr<Fleet> fleet_;
+  LoraAdapter initial_;  // version 0
   LoraAdapter current_;
   int64_t abandoned_in_a_row_ = 0;
   double start_seconds_ = 0;
@@ -135,6 +138,10 @@ absl::Status Simulation::LoadData() {
                                                    " is above the base model's context of ",
                                                    base.config().context_length));
   }
+  initial_ = LoraAdapter(plan_.lora);
+  ThreadPool threads(options_.workers);
+  RETURN_IF_ERROR(
+      InitializeAdapter(plan_.init, base, plan_.seed, threads, *environment_.env, initial_));
   v1::Assignment assignment;
   FillAssignment(plan_, assignment);
   held_out_options_.length = plan_.length;
@@ -183,8 +190,9 @@ absl::Status Simulation::MeasureStart() {
 }
 
 absl::Status Simulation::StartServer() {
-  ASSIGN_OR_RETURN(server_, SimulatedServer::Start(plan_, JoinPath(files_->scratch_dir(), "server"),
-                                                   &clock_, environment_.env));
+  ASSIGN_OR_RETURN(
+      server_, SimulatedServer::Start(plan_, initial_, JoinPath(files_->scratch_dir(), "server"),
+                                      &clock_, environment_.env));
   FleetOptions fleet;
   fleet.clock = &clock_;
   fleet.seed = plan_.seed;
@@ -332,6 +340,7 @@ absl::Status Simulation::RunCentralized() {
   reference.training.adamw.weight_decay = plan_.weight_decay;
   reference.training.clip_norm = plan_.clip_norm;
   reference.training.completion_weight = plan_.completion_weight;
+  reference.training.lora_plus_ratio = plan_.lora_plus_ratio;
   reference.training.seed = Rng::Stream(plan_.seed, "centralized").Next();
   reference.rounds_per_point = std::max<int64_t>(1, plan_.rounds / 10);
   reference.label_every = options_.label_every;
@@ -339,8 +348,7 @@ absl::Status Simulation::RunCentralized() {
     view_->CentralizedStep(progress);
     return !interrupted();
   };
-  LoraAdapter adapter(plan_.lora);
-  adapter.InitializeForTraining(plan_.seed);
+  LoraAdapter adapter = initial_;
   ASSIGN_OR_RETURN(report_.centralized,
                    TrainCentralized(pooled_, reference, *held_out_, *pool_, adapter));
   report_.centralized_seconds = Seconds() - start;
