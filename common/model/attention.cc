@@ -245,13 +245,17 @@ void AttentionForward(const AttentionShape& shape, ConstRows q, ConstRows k, Con
   });
 }
 
+int64_t AttentionScratch(int64_t head_dim, int64_t length) {
+  return 2 * (head_dim + kQueryBlock) * RoundUp(length, kKeyMultiple);
+}
+
 void AttentionBackward(const AttentionShape& shape, const AttentionForwardValues& forward,
                        const float* dout, const AttentionGradients& gradients, FloatBuffer& scratch,
                        ThreadPool& pool) {
   CheckShape(shape);
   FEDGE_CHECK(shape.past == 0, "no gradient through a cache");
   const int64_t padded = HeadViews::PaddedKeys(shape);
-  const int64_t slot_size = 2 * (shape.head_dim + kQueryBlock) * padded;
+  const int64_t slot_size = AttentionScratch(shape.head_dim, shape.length);
   float* const memory = scratch.Get(slot_size * pool.threads());
   const int64_t width = shape.heads * shape.head_dim;
   const BackwardCall call = {forward, {forward.out, width}, {dout, width}, gradients};

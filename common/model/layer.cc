@@ -71,6 +71,18 @@ void LayerActivations::Reserve(const Layer& layer, const LayerInput& input) {
   for (size_t i = 0; i < kLinearsPerLayer; ++i) u[i].Get(rows * layer.linear[i].rank);
 }
 
+int64_t LayerWorkspace::Bytes(const ModelConfig& config, int64_t batch, int64_t length,
+                              int64_t rank, int threads) {
+  constexpr int64_t kLargestGroup = 3;  // q, k and v
+  const int64_t q_width = config.head_count * config.head_dim;
+  const int64_t kv_width = config.head_count_kv * config.head_dim;
+  const int64_t branch = config.family->post_norms ? config.embedding_length : 0;
+  const int64_t row = config.feed_forward_length + config.embedding_length + branch + 2 * q_width +
+                      2 * kv_width + kLargestGroup * rank;
+  const int64_t floats = batch * length * row + threads * AttentionScratch(config.head_dim, length);
+  return floats * static_cast<int64_t>(sizeof(float));
+}
+
 struct LayerWorkspace::ForwardCall {
   const Layer& layer;
   const LayerInput& input;

@@ -75,6 +75,10 @@ class LayerWorkspace {
  public:
   explicit LayerWorkspace(ThreadPool* pool) : pool_(pool) {}
 
+  // Bytes of scratch for gradients over `batch` sequences of `length` tokens, adapters of `rank`.
+  static int64_t Bytes(const ModelConfig& config, int64_t batch, int64_t length, int64_t rank,
+                       int threads);
+
   // Fills `kept` and, unless y is null, computes the block's output y [rows, C]. With a cache,
   // appends keys and values at row `input.past` and attends to all of them.
   void Forward(const Layer& layer, const LayerInput& input, const LayerCache* cache,

@@ -12,6 +12,22 @@ constexpr int64_t kMaxChunkRows = 512;
 
 }  // namespace
 
+LossHead::LossHead(const BoundModel* model, ThreadPool* pool, int64_t chunk_rows)
+    : model_(*model),
+      pool_(*pool),
+      chunk_rows_(chunk_rows > 0 ? chunk_rows
+                                 : DefaultChunkRows(model->model().config().vocab_size)) {}
+
+int64_t LossHead::DefaultChunkRows(int64_t vocabulary) {
+  return std::clamp(kLogitsPerChunk / vocabulary, kMinChunkRows, kMaxChunkRows);
+}
+
+int64_t LossHead::Bytes(const ModelConfig& config, int64_t rows, int64_t rank) {
+  const int64_t logits = config.logit_soft_cap == 0 ? 1 : 2;
+  const int64_t row = logits * config.vocab_size + 4 * config.embedding_length + 2 * rank + 3;
+  return rows * row * static_cast<int64_t>(sizeof(float));
+}
+
 double LossHead::Forward(const float* x, const ScoredRows& rows, absl::Span<float> token_nats) {
   return Run(x, rows, nullptr, token_nats, nullptr);
 }
@@ -24,15 +40,14 @@ double LossHead::ForwardBackward(const float* x, const ScoredRows& rows, const G
 double LossHead::Run(const float* x, const ScoredRows& rows, const GradientSink* sink,
                      absl::Span<float> token_nats, float* dx) {
   const int64_t vocabulary = model_.model().config().vocab_size;
-  const int64_t chunk_rows = std::clamp(kLogitsPerChunk / vocabulary, kMinChunkRows, kMaxChunkRows);
   std::vector<float> weights = rows.weights;
   if (sink != nullptr) {
     for (float& weight : weights) weight *= sink->scale;
   }
   double sum = 0;
-  for (int64_t begin = 0; begin < rows.size(); begin += chunk_rows) {
+  for (int64_t begin = 0; begin < rows.size(); begin += chunk_rows_) {
     const Chunk chunk = {rows.where.data() + begin, rows.targets.data() + begin,
-                         weights.data() + begin, std::min(chunk_rows, rows.size() - begin)};
+                         weights.data() + begin, std::min(chunk_rows_, rows.size() - begin)};
     ForwardChunk(x, chunk);
     nats_.resize(static_cast<size_t>(chunk.rows));
     if (sink == nullptr) {

@@ -25,7 +25,11 @@ struct ScoredRows {
 
 class LossHead {
  public:
-  LossHead(const BoundModel* model, ThreadPool* pool) : model_(*model), pool_(*pool) {}
+  // `chunk_rows`: positions whose logits exist at once; 0: DefaultChunkRows.
+  LossHead(const BoundModel* model, ThreadPool* pool, int64_t chunk_rows);
+  static int64_t DefaultChunkRows(int64_t vocabulary);
+  // Of buffers for a chunk of `rows`, adapters of rank `rank` on the head included.
+  static int64_t Bytes(const ModelConfig& config, int64_t rows, int64_t rank);
 
   // Sum of the rows' nats; `token_nats` (may be empty) gets each one's at its place. x [B*T, C].
   double Forward(const float* x, const ScoredRows& rows, absl::Span<float> token_nats);
@@ -51,6 +55,7 @@ class LossHead {
 
   const BoundModel& model_;
   ThreadPool& pool_;
+  const int64_t chunk_rows_;
   std::vector<double> nats_;
   FloatBuffer hidden_, normed_, inv_, logits_, capped_, d_normed_, d_hidden_, u_, du_;
 };

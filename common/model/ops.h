@@ -132,6 +132,9 @@ struct AttentionGradients {
 void AttentionBackward(const AttentionShape& shape, const AttentionForwardValues& forward,
                        const float* dout, const AttentionGradients& gradients, FloatBuffer& scratch,
                        ThreadPool& pool);
+// Floats of scratch that a thread's part of AttentionBackward over `length` tokens takes, the
+// larger of the two directions.
+int64_t AttentionScratch(int64_t head_dim, int64_t length);
 
 // --- the gate of the feed-forward part (Shazeer 2020) --------------------------------------------
 

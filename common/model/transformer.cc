@@ -7,6 +7,7 @@
 #include "common/base/status.h"
 #include "common/model/bound_model.h"
 #include "common/model/layer.h"
+#include "common/model/layer_inputs.h"
 #include "common/model/loss_head.h"
 #include "common/model/ops.h"
 
@@ -33,7 +34,7 @@ void CheckBatch(const Batch& batch, int64_t vocabulary) {
 
 class Transformer::Engine {
  public:
-  Engine(const BaseModel& model, ThreadPool* pool, int64_t activation_budget_bytes);
+  Engine(const BaseModel& model, ThreadPool* pool, const TransformerOptions& options);
 
   void Bind(const LoraAdapter* adapter, Precision precision) { bound_.Bind(adapter, precision); }
   // The loss, and with a sink the gradients, of the bound adapter.
@@ -46,6 +47,9 @@ class Transformer::Engine {
  private:
   // Layers from this one on keep their activations from forward to backward.
   size_t FirstKeptLayer(const Batch& batch) const;
+  LayerActivations& Activations(size_t layer, size_t first_kept) {
+    return activations_[layer > first_kept ? layer - first_kept : 0];
+  }
   // A run's rows: `context` decides which frequencies RoPE has.
   struct Geometry {
     int64_t batch, length, past, context;
@@ -53,33 +57,36 @@ class Transformer::Engine {
   void EnsurePositions(int64_t count);
   LayerInput Input(const Geometry& geometry, size_t layer, const float* x);
   void GatherTargets(const Batch& batch);
-  void ForwardLayers(const Batch& batch, bool for_gradient);
+  // Returns the last layer's output.
+  const float* ForwardLayers(const Batch& batch, const GradientSink* sink);
   void BackwardLayers(const Batch& batch, const GradientSink& sink);
 
   const BaseModel& model_;
   ThreadPool& pool_;
-  const int64_t activation_budget_bytes_;
+  const TransformerOptions options_;
   BoundModel bound_;
   LossHead head_;
   std::vector<RopeTable> rope_;       // [kRopeKinds]
   std::vector<int64_t> branch_ends_;  // rows of each adapter: one has all
   LayerWorkspace workspace_;
-  std::vector<LayerActivations> activations_;  // slot 0 also serves layers that are not kept
-  std::vector<FloatBuffer> inputs_;            // of each layer, then the last output: [B*T, C]
-  FloatBuffer gradient_;                       // with respect to a layer's output, then its input
+  // Of the kept layers from the first on, whose slot also serves those below it: in the forward
+  // pass before, in the backward pass after.
+  std::vector<LayerActivations> activations_;
+  LayerInputs inputs_;
+  FloatBuffer gradient_;  // with respect to a layer's output, then its input: [B*T, C]
   ScoredRows scored_;
 };
 
 Transformer::Engine::Engine(const BaseModel& model, ThreadPool* pool,
-                            int64_t activation_budget_bytes)
+                            const TransformerOptions& options)
     : model_(model),
       pool_(*pool),
-      activation_budget_bytes_(activation_budget_bytes),
+      options_(options),
       bound_(model),
-      head_(&bound_, pool),
+      head_(&bound_, pool, options.logit_rows),
       workspace_(pool),
       activations_(model.layers().size()),
-      inputs_(model.layers().size() + 1) {
+      inputs_(model.layers().size(), pool) {
   for (size_t kind = 0; kind < kRopeKinds; ++kind) {
     rope_.emplace_back(model.rope(static_cast<RopeKind>(kind)), model.config().family->rope_pairs);
   }
@@ -110,8 +117,7 @@ LossSum Transformer::Engine::Run(const Batch& batch, const GradientSink* sink,
   LossSum loss;
   loss.num_tokens = scored_.size();
   if (loss.num_tokens == 0) return loss;
-  ForwardLayers(batch, sink != nullptr);
-  const float* const x = inputs_.back().data();
+  const float* const x = ForwardLayers(batch, sink);
   if (sink == nullptr) {
     loss.nats = head_.Forward(x, scored_, token_nats);
     return loss;
@@ -139,30 +145,33 @@ size_t Transformer::Engine::FirstKeptLayer(const Batch& batch) const {
   const int64_t bytes =
       LayerActivations::Bytes(model_.config(), batch.batch_size * batch.length, bound_.max_rank());
   const int64_t layers = model_.config().block_count;
-  const int64_t kept = std::clamp<int64_t>(activation_budget_bytes_ / bytes, 1, layers);
+  const int64_t kept = std::clamp<int64_t>(options_.activation_budget_bytes / bytes, 1, layers);
   return static_cast<size_t>(layers - kept);
 }
 
-// For a gradient each layer's input stays in its own buffer, else two are used in turn.
-void Transformer::Engine::ForwardLayers(const Batch& batch, bool for_gradient) {
+const float* Transformer::Engine::ForwardLayers(const Batch& batch, const GradientSink* sink) {
   const ModelConfig& config = model_.config();
   const int64_t size = batch.batch_size * batch.length * config.embedding_length;
   const Geometry geometry = {batch.batch_size, batch.length, 0, batch.length};
   EnsurePositions(batch.length);
   const size_t last = bound_.layers().size();
-  const size_t first_kept = for_gradient ? FirstKeptLayer(batch) : last;
-  const auto buffer = [&](size_t i) -> FloatBuffer& {
-    return inputs_[for_gradient || i == last ? i : i % 2];
-  };
-  const float* x = buffer(0).Get(size);
-  EmbeddingForward(model_.token_embedding(), batch.tokens, config.embedding_scale, buffer(0).data(),
-                   pool_);
+  const size_t first_kept = sink != nullptr ? FirstKeptLayer(batch) : last;
+  if (sink == nullptr) {
+    inputs_.BeginForward(size);
+  } else {
+    const bool rounds = options_.bf16_checkpoints && sink->weights == nullptr;
+    inputs_.BeginGradient(size, rounds ? first_kept : 0);
+  }
+  float* x = inputs_.Make(0);
+  EmbeddingForward(model_.token_embedding(), batch.tokens, config.embedding_scale, x, pool_);
   for (size_t i = 0; i < last; ++i) {
-    float* const y = buffer(i + 1).Get(size);
+    if (sink != nullptr) inputs_.Keep(i);
+    float* const y = inputs_.Make(i + 1);
     workspace_.Forward(bound_.layers()[i], Input(geometry, i, x), nullptr,
-                       activations_[i >= first_kept ? i : 0], y);
+                       Activations(i, first_kept), y);
     x = y;
   }
+  return x;
 }
 
 // From the top down; a layer whose activations were not kept is computed again from its input.
@@ -172,8 +181,8 @@ void Transformer::Engine::BackwardLayers(const Batch& batch, const GradientSink&
   const Geometry geometry = {batch.batch_size, batch.length, 0, batch.length};
   for (size_t i = bound_.layers().size(); i-- > 0;) {
     const Layer& layer = bound_.layers()[i];
-    const LayerInput input = Input(geometry, i, inputs_[i].data());
-    LayerActivations& kept = activations_[i >= first_kept ? i : 0];
+    const LayerInput input = Input(geometry, i, inputs_.Restore(i));
+    LayerActivations& kept = Activations(i, first_kept);
     if (i < first_kept) workspace_.Forward(layer, input, nullptr, kept, nullptr);
     // Nothing below the first layer is trained when the embedding is frozen.
     workspace_.Backward(layer, input, bound_.GradientOf(static_cast<int64_t>(i), sink),
@@ -193,12 +202,13 @@ std::vector<float> Transformer::Engine::Decode(absl::Span<const TokenId> tokens,
   const int64_t size = length * config.embedding_length;
   const Geometry geometry = {1, length, past, context};
   EnsurePositions(past + length);
-  float* x = inputs_[0].Get(size);
-  float* y = inputs_.back().Get(size);
+  inputs_.BeginForward(size);
+  float* x = inputs_.Make(0);
   EmbeddingForward(model_.token_embedding(), tokens, config.embedding_scale, x, pool_);
   for (size_t i = 0; i < bound_.layers().size(); ++i) {
+    float* const y = inputs_.Make(i + 1);
     workspace_.Forward(bound_.layers()[i], Input(geometry, i, x), &caches[i], activations_[0], y);
-    std::swap(x, y);
+    x = y;
   }
   std::vector<float> logits(static_cast<size_t>(config.vocab_size));
   head_.Logits(x + (length - 1) * config.embedding_length, logits.data());
@@ -206,10 +216,10 @@ std::vector<float> Transformer::Engine::Decode(absl::Span<const TokenId> tokens,
 }
 
 Transformer::Transformer(std::shared_ptr<const BaseModel> model, ThreadPool* pool,
-                         int64_t activation_budget_bytes)
+                         const TransformerOptions& options)
     : model_(std::move(model)) {
   FEDGE_CHECK(model_ != nullptr && pool != nullptr);
-  engine_ = std::make_unique<Engine>(*model_, pool, activation_budget_bytes);
+  engine_ = std::make_unique<Engine>(*model_, pool, options);
 }
 
 Transformer::~Transformer() = default;

@@ -1,10 +1,10 @@
 // The decoder of all model families, forward and backward, over a frozen quantized base with a LoRA
 // adapter.
 //
-// Memory: per-layer gradient checkpointing (each layer's input is kept; a layer is recomputed in
-// the backward pass unless its activations fit a budget), cross-entropy over chunks of tokens so
-// that [T, V] logits never exist, attention over blocks of queries so that [T, T] never exists.
-// Weights stay quantized in the mapped file.
+// Memory: per-layer gradient checkpointing (each layer's input is kept, in bf16 where that is
+// allowed; a layer is recomputed in the backward pass unless its activations fit a budget),
+// cross-entropy over chunks of tokens so that [T, V] logits never exist, attention over blocks of
+// queries so that [T, T] never exists. Weights stay quantized in the mapped file.
 //
 // Models with two sets of RoPE factors use the long ones for contexts beyond the original one: a
 // batch's context is its length, a cache's its capacity.
@@ -54,15 +54,23 @@ class KvCache;
 
 inline constexpr int64_t kDefaultActivationBudget = int64_t{64} << 20;
 
+struct TransformerOptions {
+  // How much may be spent on keeping activations of whole layers instead of computing them again
+  // for the gradient (a third faster when all fit); 0: the least memory, one layer's.
+  int64_t activation_budget_bytes = kDefaultActivationBudget;
+  // Adapter gradients only: inputs of layers that are computed again are kept in bf16, which rounds
+  // those layers' gradients (layer_inputs.h). False: the results are the same bits for any budget.
+  bool bf16_checkpoints = true;
+  // Rows of logits that exist at once; 0: as many as fit 32 MiB, 32 to 512.
+  int64_t logit_rows = 0;
+};
+
 // Not thread-safe (owns scratch memory); make one per thread over the same BaseModel. Adapters
 // passed in must satisfy BaseModel::CheckAdapter (CHECK).
 class Transformer {
  public:
-  // `activation_budget_bytes`: how much may be spent on keeping activations of whole layers instead
-  // of computing them again for the gradient (a third faster when all fit); 0: the least memory,
-  // one layer's. The results are the same bits.
   Transformer(std::shared_ptr<const BaseModel> model, ThreadPool* pool,
-              int64_t activation_budget_bytes = kDefaultActivationBudget);
+              const TransformerOptions& options = TransformerOptions());
   ~Transformer();
 
   const BaseModel& model() const { return *model_; }

@@ -136,7 +136,7 @@ TEST_P(FamilyGradientTest, SameBytesForAnyNumberOfThreads) {
   for (const int threads : {1, 3}) {
     for (const int64_t budget : {int64_t{0}, kDefaultActivationBudget}) {
       ThreadPool pool(threads);
-      Transformer transformer(tiny.model(), &pool, budget);
+      Transformer transformer(tiny.model(), &pool, {budget, false});
       gradients.emplace_back(adapter.values().size(), 0.0f);
       transformer.LossAndGradient(batch, adapter, 0.1f, absl::MakeSpan(gradients.back()));
     }

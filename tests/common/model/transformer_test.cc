@@ -117,7 +117,7 @@ TEST_F(TransformerTest, SameBytesHoweverManyLayersAreComputedAgain) {
   const double loss = keeps_all.LossAndGradient(batch, adapter, 1, absl::MakeSpan(all)).nats;
   for (const int64_t budget : {int64_t{0}, layer_bytes, 2 * layer_bytes, 3 * layer_bytes}) {
     std::vector<float> gradient(adapter.values().size(), 0);
-    Transformer transformer(deep.model(), &pool_, budget);
+    Transformer transformer(deep.model(), &pool_, {budget, false});
     EXPECT_EQ(transformer.LossAndGradient(batch, adapter, 1, absl::MakeSpan(gradient)).nats, loss);
     EXPECT_EQ(gradient, all) << budget;
   }
