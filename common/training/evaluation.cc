@@ -14,7 +14,6 @@ namespace {
 
 // Tokens of a forward pass: enough rows to keep the matrix products busy.
 constexpr int64_t kTokensPerPass = 1024;
-constexpr int64_t kLossRows = 8;
 
 // Windows [first, first + count) of `tokens` as one batch whose targets are the scored positions.
 Batch WindowBatch(absl::Span<const TokenId> tokens, int64_t first, int64_t count, int64_t context,
@@ -151,9 +150,9 @@ absl::StatusOr<PerplexityResult> Perplexity(
 }
 
 LossSum EvaluateLoss(Transformer& transformer, const LoraAdapter* adapter,
-                     absl::Span<const Example> examples) {
+                     absl::Span<const Example> examples, int64_t rows) {
   LossSum sum;
-  for (const Batch& batch : EvaluationBatches(examples, kLossRows)) {
+  for (const Batch& batch : EvaluationBatches(examples, rows)) {
     sum += transformer.Loss(batch, adapter);
   }
   return sum;

@@ -37,9 +37,10 @@ absl::StatusOr<PerplexityResult> Perplexity(
     const PerplexityOptions& options,
     const std::function<void(const PerplexityResult&)>& on_window);
 
-// Loss over examples, each once.
+// Loss over examples, each once, at most `rows` of them in a pass.
+inline constexpr int64_t kEvaluationRows = 8;
 LossSum EvaluateLoss(Transformer& transformer, const LoraAdapter* adapter,
-                     absl::Span<const Example> examples);
+                     absl::Span<const Example> examples, int64_t rows = kEvaluationRows);
 
 // A multiple-choice question: which of the labels follows the prompt.
 struct LabelQuestion {
