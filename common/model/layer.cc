@@ -1,6 +1,7 @@
 #include "common/model/layer.h"
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 namespace fedge {
@@ -71,15 +72,25 @@ void LayerActivations::Reserve(const Layer& layer, const LayerInput& input) {
   for (size_t i = 0; i < kLinearsPerLayer; ++i) u[i].Get(rows * layer.linear[i].rank);
 }
 
-int64_t LayerWorkspace::Bytes(const ModelConfig& config, int64_t batch, int64_t length,
-                              int64_t rank, int threads) {
+std::array<int64_t, 6> LayerWorkspace::ScratchSizes(const ModelConfig& config, int64_t rows,
+                                                    int64_t rank) {
   constexpr int64_t kLargestGroup = 3;  // q, k and v
   const int64_t q_width = config.head_count * config.head_dim;
   const int64_t kv_width = config.head_count_kv * config.head_dim;
-  const int64_t branch = config.family->post_norms ? config.embedding_length : 0;
-  const int64_t row = config.feed_forward_length + config.embedding_length + branch + 2 * q_width +
-                      2 * kv_width + kLargestGroup * rank;
-  const int64_t floats = batch * length * row + threads * AttentionScratch(config.head_dim, length);
+  std::array<int64_t, 6> sizes = {rows * config.feed_forward_length,
+                                  rows * config.embedding_length,
+                                  rows * q_width,
+                                  rows * (q_width + 2 * kv_width),
+                                  config.family->post_norms ? rows * config.embedding_length : 0,
+                                  rows * kLargestGroup * rank};
+  constexpr int64_t kLine = 16;  // floats of a cache line
+  for (int64_t& size : sizes) size = (size + kLine - 1) / kLine * kLine;
+  return sizes;
+}
+
+int64_t LayerWorkspace::Bytes(const ModelConfig& config, int64_t rows, int64_t rank) {
+  int64_t floats = 0;
+  for (const int64_t size : ScratchSizes(config, rows, rank)) floats += size;
   return floats * static_cast<int64_t>(sizeof(float));
 }
 
@@ -214,7 +225,7 @@ void LayerWorkspace::FeedForward(const ForwardCall& call, float* y) {
               gate.up, kept.activated.data(), *pool_);
   if (layer.norm[kPostFfnNorm] != nullptr) {
     Apply(call, {{kDown, kept.down_out.data()}}, kept.activated);
-    float* const normed = y != nullptr ? y : d_branch_.Get(rows * channels);
+    float* const normed = y != nullptr ? y : between_.Get(rows * channels);
     RmsNormForward(kept.down_out.data(), layer.norm[kPostFfnNorm], rows, channels,
                    config.rms_epsilon, normed, kept.inv_down.data(), *pool_);
   } else {
@@ -231,13 +242,22 @@ void LayerWorkspace::Differentiate(const Differentiation& call, absl::Span<const
     calls.push_back({&call.layer.linear[output.index], &call.gradient.linear[output.index],
                      call.kept.u[output.index].data(), output.y});
   }
-  LinearBackward(calls, x, call.input.linear_rows(),
-                 du_.Get(LinearScratch(calls, call.input.rows())), Accumulate::kNo, dx, *pool_);
+  LinearBackward(calls, x, call.input.linear_rows(), scratch_.du, Accumulate::kNo, dx, *pool_);
 }
 
 void LayerWorkspace::Backward(const Layer& layer, const LayerInput& input,
                               const LayerGradient& gradient, bool want_dx, LayerActivations& kept,
                               float* dy) {
+  int64_t rank = 0;
+  for (const Linear& linear : layer.linear) rank = std::max(rank, linear.rank);
+  const std::array<int64_t, 6> sizes = ScratchSizes(*input.config, input.rows(), rank);
+  float* next = between_.Get(std::accumulate(sizes.begin(), sizes.end(), int64_t{0}));
+  float** const pieces[] = {&scratch_.d_hidden, &scratch_.d_normed, &scratch_.d_attended,
+                            &scratch_.d_qkv,    &scratch_.d_branch, &scratch_.du};
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    *pieces[i] = next;
+    next += sizes[i];
+  }
   const Differentiation call = {layer, input, gradient, kept};
   FeedForwardBackward(call, dy);
   AttentionPartBackward(call, want_dx, dy);
@@ -249,7 +269,7 @@ float* LayerWorkspace::PostNormBackward(const Differentiation& call, NormIndex n
   if (call.layer.norm[norm] == nullptr) return dy;
   const int64_t rows = call.input.rows();
   const int64_t channels = call.input.config->embedding_length;
-  float* const d_branch = d_branch_.Get(rows * channels);
+  float* const d_branch = scratch_.d_branch;
   std::fill_n(d_branch, rows * channels, 0.0f);
   RmsNormBackward(x.data(), call.layer.norm[norm], inv.data(), dy, rows, channels, d_branch,
                   call.gradient.norm[norm], *pool_);
@@ -262,8 +282,8 @@ void LayerWorkspace::FeedForwardBackward(const Differentiation& call, float* dy)
   const ModelConfig& config = *call.input.config;
   const int64_t rows = call.input.rows();
   const int64_t channels = config.embedding_length;
-  float* const d_hidden = d_hidden_.Get(rows * config.feed_forward_length);
-  float* const d_normed = d_normed_.Get(rows * channels);
+  float* const d_hidden = scratch_.d_hidden;
+  float* const d_normed = scratch_.d_normed;
   float* const d_down = PostNormBackward(call, kPostFfnNorm, kept.down_out, kept.inv_down, dy);
   Differentiate(call, {{kDown, d_down}}, kept.activated.data(), d_hidden);
   const GateRows gate = SplitGate(call.layer, call.input, kept.gate_up.data());
@@ -283,12 +303,12 @@ void LayerWorkspace::AttentionPartBackward(const Differentiation& call, bool wan
   const int64_t rows = input.rows();
   const int64_t q_width = config.head_count * config.head_dim;
   const int64_t kv_width = config.head_count_kv * config.head_dim;
-  float* const d_attended = d_attended_.Get(rows * q_width);
+  float* const d_attended = scratch_.d_attended;
   float* const d_o = PostNormBackward(call, kPostAttnNorm, kept.o_out, kept.inv_o, dh);
   Differentiate(call, {{kO, d_o}}, kept.attended.data(), d_attended);
   const bool normed = layer.norm[kQNorm] != nullptr;
   const QkvRows raw = SplitQkv(layer, input, kept.qkv.data());
-  const QkvRows d = SplitQkv(layer, input, d_qkv_.Get(rows * (q_width + 2 * kv_width)));
+  const QkvRows d = SplitQkv(layer, input, scratch_.d_qkv);
   const ConstRows q = normed ? ConstRows{kept.q.data(), q_width} : Const(raw.q);
   const ConstRows k = normed ? ConstRows{kept.k.data(), kv_width} : Const(raw.k);
   AttentionBackward(AttentionShapeOf(layer, input),
@@ -305,7 +325,7 @@ void LayerWorkspace::AttentionPartBackward(const Differentiation& call, bool wan
     HeadNormBackward(k_heads, raw.k.data, layer.norm[kKNorm], kept.inv_k.data(), d.k.data,
                      call.gradient.norm[kKNorm], *pool_);
   }
-  float* const d_normed = want_dx ? d_normed_.data() : nullptr;  // as in FeedForwardBackward
+  float* const d_normed = want_dx ? scratch_.d_normed : nullptr;
   Differentiate(call, d.outputs, kept.normed1.data(), d_normed);
   if (!want_dx) return;
   RmsNormBackward(input.x, layer.norm[kAttnNorm], kept.inv1.data(), d_normed, rows,

@@ -70,14 +70,14 @@ class LayerActivations {
   std::array<FloatBuffer, kLinearsPerLayer> u;
 };
 
-// Runs one block at a time and owns the scratch memory that all blocks can share.
+// Runs one block at a time in scratch memory that all blocks share.
 class LayerWorkspace {
  public:
-  explicit LayerWorkspace(ThreadPool* pool) : pool_(pool) {}
+  // `between`: memory that holds nothing between calls; may be shared with what works then.
+  LayerWorkspace(ThreadPool* pool, FloatBuffer* between) : pool_(pool), between_(*between) {}
 
-  // Bytes of scratch for gradients over `batch` sequences of `length` tokens, adapters of `rank`.
-  static int64_t Bytes(const ModelConfig& config, int64_t batch, int64_t length, int64_t rank,
-                       int threads);
+  // Bytes of `between` for gradients over `rows` tokens with adapters of `rank`.
+  static int64_t Bytes(const ModelConfig& config, int64_t rows, int64_t rank);
 
   // Fills `kept` and, unless y is null, computes the block's output y [rows, C]. With a cache,
   // appends keys and values at row `input.past` and attends to all of them.
@@ -107,8 +107,16 @@ class LayerWorkspace {
   void FeedForwardBackward(const Differentiation& call, float* dy);
   void AttentionPartBackward(const Differentiation& call, bool want_dx, float* dh);
 
+  // Pieces of between_ in a backward call.
+  struct Scratch {
+    float *d_hidden, *d_normed, *d_attended, *d_qkv, *d_branch, *du;
+  };
+  // The floats of each, in the order of the members.
+  static std::array<int64_t, 6> ScratchSizes(const ModelConfig& config, int64_t rows, int64_t rank);
+
   ThreadPool* pool_;
-  FloatBuffer d_hidden_, d_normed_, d_attended_, d_qkv_, d_branch_, du_;
+  FloatBuffer& between_;
+  Scratch scratch_ = {};
   FloatBuffer attention_scratch_;
 };
 

@@ -12,19 +12,25 @@ constexpr int64_t kMaxChunkRows = 512;
 
 }  // namespace
 
-LossHead::LossHead(const BoundModel* model, ThreadPool* pool, int64_t chunk_rows)
+LossHead::LossHead(const BoundModel* model, ThreadPool* pool, int64_t chunk_rows,
+                   FloatBuffer* between)
     : model_(*model),
       pool_(*pool),
       chunk_rows_(chunk_rows > 0 ? chunk_rows
-                                 : DefaultChunkRows(model->model().config().vocab_size)) {}
+                                 : DefaultChunkRows(model->model().config().vocab_size)),
+      logits_(*between) {}
 
 int64_t LossHead::DefaultChunkRows(int64_t vocabulary) {
   return std::clamp(kLogitsPerChunk / vocabulary, kMinChunkRows, kMaxChunkRows);
 }
 
-int64_t LossHead::Bytes(const ModelConfig& config, int64_t rows, int64_t rank) {
-  const int64_t logits = config.logit_soft_cap == 0 ? 1 : 2;
-  const int64_t row = logits * config.vocab_size + 4 * config.embedding_length + 2 * rank + 3;
+int64_t LossHead::LogitBytes(const ModelConfig& config, int64_t rows) {
+  return rows * config.vocab_size * static_cast<int64_t>(sizeof(float));
+}
+
+int64_t LossHead::OtherBytes(const ModelConfig& config, int64_t rows, int64_t rank) {
+  const int64_t capped = config.logit_soft_cap == 0 ? 0 : config.vocab_size;
+  const int64_t row = capped + 4 * config.embedding_length + 2 * rank + 3;
   return rows * row * static_cast<int64_t>(sizeof(float));
 }
 

@@ -25,11 +25,14 @@ struct ScoredRows {
 
 class LossHead {
  public:
-  // `chunk_rows`: positions whose logits exist at once; 0: DefaultChunkRows.
-  LossHead(const BoundModel* model, ThreadPool* pool, int64_t chunk_rows);
+  // `chunk_rows`: positions whose logits exist at once; 0: DefaultChunkRows. `between`: memory for
+  // these that holds nothing between calls; may be shared with what works then.
+  LossHead(const BoundModel* model, ThreadPool* pool, int64_t chunk_rows, FloatBuffer* between);
   static int64_t DefaultChunkRows(int64_t vocabulary);
-  // Of buffers for a chunk of `rows`, adapters of rank `rank` on the head included.
-  static int64_t Bytes(const ModelConfig& config, int64_t rows, int64_t rank);
+  // Of `between`, and of the other buffers with adapters of `rank` on the head, for chunks of
+  // `rows`.
+  static int64_t LogitBytes(const ModelConfig& config, int64_t rows);
+  static int64_t OtherBytes(const ModelConfig& config, int64_t rows, int64_t rank);
 
   // Sum of the rows' nats; `token_nats` (may be empty) gets each one's at its place. x [B*T, C].
   double Forward(const float* x, const ScoredRows& rows, absl::Span<float> token_nats);
@@ -57,7 +60,8 @@ class LossHead {
   ThreadPool& pool_;
   const int64_t chunk_rows_;
   std::vector<double> nats_;
-  FloatBuffer hidden_, normed_, inv_, logits_, capped_, d_normed_, d_hidden_, u_, du_;
+  FloatBuffer& logits_;
+  FloatBuffer hidden_, normed_, inv_, capped_, d_normed_, d_hidden_, u_, du_;
 };
 
 }  // namespace fedge

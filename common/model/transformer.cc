@@ -65,6 +65,7 @@ class Transformer::Engine {
   ThreadPool& pool_;
   const TransformerOptions options_;
   BoundModel bound_;
+  FloatBuffer between_;  // of the head and the layers in turn
   LossHead head_;
   std::vector<RopeTable> rope_;       // [kRopeKinds]
   std::vector<int64_t> branch_ends_;  // rows of each adapter: one has all
@@ -83,8 +84,8 @@ Transformer::Engine::Engine(const BaseModel& model, ThreadPool* pool,
       pool_(*pool),
       options_(options),
       bound_(model),
-      head_(&bound_, pool, options.logit_rows),
-      workspace_(pool),
+      head_(&bound_, pool, options.logit_rows, &between_),
+      workspace_(pool, &between_),
       activations_(model.layers().size()),
       inputs_(model.layers().size(), pool) {
   for (size_t kind = 0; kind < kRopeKinds; ++kind) {

@@ -76,11 +76,13 @@ MemoryEstimate Estimate(const MemoryRequest& request, const Choice& choice) {
   e.optimizer = AdamW::StateBytes(parameters, choice.moment_bits);
   e.activations = choice.kept_layers * LayerActivations::Bytes(config, rows, choice.rank) +
                   LayerInputs::Bytes(stream, layers, layers - choice.kept_layers) +
-                  LayerWorkspace::Bytes(config, choice.micro_batch, choice.length, choice.rank,
-                                        request.threads) +
                   stream * static_cast<int64_t>(sizeof(float));  // the gradient that passes through
   const int64_t logit_rows = std::min(choice.logit_rows, rows);
-  e.logits = LossHead::Bytes(config, logit_rows, HeadRank(*request.adapter, choice.rank));
+  e.scratch = std::max(LossHead::LogitBytes(config, logit_rows),
+                       LayerWorkspace::Bytes(config, rows, choice.rank)) +
+              LossHead::OtherBytes(config, logit_rows, HeadRank(*request.adapter, choice.rank)) +
+              request.threads * AttentionScratch(config.head_dim, choice.length) *
+                  static_cast<int64_t>(sizeof(float));
   e.kernels = KernelBytes(config, rows, logit_rows, choice.rank, request.threads);
   e.data = request.data_bytes;
   e.process = kProcessBytes + config.vocab_size * kBytesPerToken;
@@ -249,7 +251,7 @@ std::string MemoryPlan::Describe(const ModelConfig& config) const {
       limit_bytes > 0 ? absl::StrCat(" of ", FormatMegabytes(limit_bytes)) : "", " (",
       part("model file", estimate.model_file), ", ", part("adapter", estimate.adapter), ", ",
       part("optimizer", estimate.optimizer), ", ", part("activations", estimate.activations), ", ",
-      part("logits", estimate.logits), ", ", part("kernels", estimate.kernels), ", ",
+      part("scratch", estimate.scratch), ", ", part("kernels", estimate.kernels), ", ",
       part("program and data", estimate.process + estimate.data), "): ", batch_size, " rows of ",
       length, " tokens in ", passes, passes == 1 ? " pass" : " passes", ", activations of ",
       kept_layers, " of ", config.block_count, " layers kept, rank ", rank, ", ", moment_bits,

@@ -28,14 +28,14 @@ struct MemoryEstimate {
   int64_t model_file = 0;   // mapped; every page of it is read
   int64_t adapter = 0;      // values and gradient
   int64_t optimizer = 0;    // moments
-  int64_t activations = 0;  // of kept layers, inputs of the others, scratch of one layer
-  int64_t logits = 0;       // the head's buffers
+  int64_t activations = 0;  // of kept layers, inputs of the others
+  int64_t scratch = 0;      // of the head, then of one layer at a time
   int64_t kernels = 0;      // packed operands
   int64_t data = 0;         // token sequences
   int64_t process = 0;      // program, libraries, tokenizer
 
   int64_t total() const {
-    return model_file + adapter + optimizer + activations + logits + kernels + data + process;
+    return model_file + adapter + optimizer + activations + scratch + kernels + data + process;
   }
 };
 
