@@ -36,6 +36,7 @@ BoundModel::BoundModel(const BaseModel& model) : model_(model), module_(model.la
     for (size_t i = 0; i < kLinearsPerLayer; ++i) {
       layer.linear[i].weight = weights.linear[i];
       layer.linear[i].bias = weights.bias[i];
+      layer.linear[i].stream = layers_.size() * kLinearsPerLayer + i;
     }
     layers_.push_back(std::move(layer));
   }

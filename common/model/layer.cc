@@ -148,13 +148,19 @@ LayerWorkspace::GateRows LayerWorkspace::SplitGate(const Layer& layer, const Lay
   return {data, up, hidden, {{kGate, data}, {kUp, up}}};
 }
 
+BranchDropout LayerWorkspace::DropoutOf(const LayerInput& input) {
+  return {input.dropout, &dropped_, &dropped_gradient_, &dropped_du_};
+}
+
 void LayerWorkspace::Apply(const ForwardCall& call, absl::Span<const Output> outputs,
                            const FloatBuffer& x) {
   std::vector<LinearForwardCall> calls;
   for (const Output& output : outputs) {
     calls.push_back({&call.layer.linear[output.index], call.kept.u[output.index].data(), output.y});
   }
-  LinearForward(calls, x.data(), call.input.linear_rows(), *pool_);
+  const BranchDropout dropout = DropoutOf(call.input);
+  LinearForward(calls, x.data(), call.input.linear_rows(), *pool_,
+                dropout.dropout.rate > 0 ? &dropout : nullptr);
 }
 
 void LayerWorkspace::Forward(const Layer& layer, const LayerInput& input, const LayerCache* cache,
@@ -242,7 +248,9 @@ void LayerWorkspace::Differentiate(const Differentiation& call, absl::Span<const
     calls.push_back({&call.layer.linear[output.index], &call.gradient.linear[output.index],
                      call.kept.u[output.index].data(), output.y});
   }
-  LinearBackward(calls, x, call.input.linear_rows(), scratch_.du, Accumulate::kNo, dx, *pool_);
+  const BranchDropout dropout = DropoutOf(call.input);
+  LinearBackward(calls, x, call.input.linear_rows(), scratch_.du, Accumulate::kNo, dx, *pool_,
+                 dropout.dropout.rate > 0 ? &dropout : nullptr);
 }
 
 void LayerWorkspace::Backward(const Layer& layer, const LayerInput& input,

@@ -37,6 +37,7 @@ struct LayerInput {
   int64_t past = 0;
   absl::Span<const int64_t> branch_ends;  // rows of each adapter, as LinearRows
   const float* x = nullptr;               // [rows, C]
+  Dropout dropout;                        // of the branches' inputs
 
   int64_t rows() const { return batch * length; }
   LinearRows linear_rows() const { return {rows(), branch_ends}; }
@@ -97,6 +98,7 @@ class LayerWorkspace {
 
   static QkvRows SplitQkv(const Layer& layer, const LayerInput& input, float* data);
   static GateRows SplitGate(const Layer& layer, const LayerInput& input, float* data);
+  BranchDropout DropoutOf(const LayerInput& input);
   void Apply(const ForwardCall& call, absl::Span<const Output> outputs, const FloatBuffer& x);
   void AttentionPartForward(const ForwardCall& call, const LayerCache* cache);
   void FeedForward(const ForwardCall& call, float* y);
@@ -118,6 +120,7 @@ class LayerWorkspace {
   FloatBuffer& between_;
   Scratch scratch_ = {};
   FloatBuffer attention_scratch_;
+  FloatBuffer dropped_, dropped_gradient_, dropped_du_;  // with dropout only
 };
 
 }  // namespace fedge

@@ -11,6 +11,8 @@
 
 #include "absl/types/span.h"
 #include "common/base/thread_pool.h"
+#include "common/model/dropout.h"
+#include "common/model/ops.h"
 #include "common/tensor/dtype.h"
 #include "common/tensor/linear_group.h"
 #include "common/tensor/matmul.h"
@@ -23,6 +25,7 @@ struct Linear {
   int64_t rank = 0;               // of every branch; 0: no adapter
   float scale = 0;                // alpha / rank
   std::vector<LoraFactors> lora;  // one for each branch of rows; empty when rank is 0
+  uint64_t stream = 0;            // of its dropout mask
   // Of the products with `weight`; in a group the first layer's counts for all.
   Precision precision = Precision::kFloat32;
 };
@@ -47,14 +50,25 @@ struct LinearBackwardCall {
   const float* dy = nullptr;  // [t, out]
 };
 
-// All layers of `calls` have the same input width; x [t, in].
+// Dropout of the branches' input. It takes them out of the group's shared passes, and two buffers
+// of [t, in] each.
+struct BranchDropout {
+  Dropout dropout;
+  FloatBuffer* dropped = nullptr;
+  FloatBuffer* gradient = nullptr;
+  FloatBuffer* du = nullptr;  // [t, rank]
+};
+
+// All layers of `calls` have the same input width; x [t, in]. `dropout`: null for none; the same in
+// both directions.
 void LinearForward(absl::Span<const LinearForwardCall> calls, const float* x,
-                   const LinearRows& rows, ThreadPool& pool);
+                   const LinearRows& rows, ThreadPool& pool,
+                   const BranchDropout* dropout = nullptr);
 // dx [t, in] (+)= the sum of the layers' input gradients, unless null. du: scratch of
 // LinearScratch(calls, t) floats; none since the kernels have their own.
 void LinearBackward(absl::Span<const LinearBackwardCall> calls, const float* x,
                     const LinearRows& rows, float* du, Accumulate accumulate, float* dx,
-                    ThreadPool& pool);
+                    ThreadPool& pool, const BranchDropout* dropout = nullptr);
 int64_t LinearScratch(absl::Span<const LinearBackwardCall> calls, int64_t t);
 
 }  // namespace fedge

@@ -9,6 +9,7 @@ namespace {
 constexpr int64_t kLogitsPerChunk = int64_t{1} << 23;
 constexpr int64_t kMinChunkRows = 32;
 constexpr int64_t kMaxChunkRows = 512;
+constexpr int64_t kWholeRows = 16;  // vectors of rows in the products
 
 }  // namespace
 
@@ -21,7 +22,8 @@ LossHead::LossHead(const BoundModel* model, ThreadPool* pool, int64_t chunk_rows
       logits_(*between) {}
 
 int64_t LossHead::DefaultChunkRows(int64_t vocabulary) {
-  return std::clamp(kLogitsPerChunk / vocabulary, kMinChunkRows, kMaxChunkRows);
+  const int64_t rows = std::clamp(kLogitsPerChunk / vocabulary, kMinChunkRows, kMaxChunkRows);
+  return rows / kWholeRows * kWholeRows;
 }
 
 int64_t LossHead::LogitBytes(const ModelConfig& config, int64_t rows) {

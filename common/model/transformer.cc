@@ -38,7 +38,8 @@ class Transformer::Engine {
 
   void Bind(const LoraAdapter* adapter, Precision precision) { bound_.Bind(adapter, precision); }
   // The loss, and with a sink the gradients, of the bound adapter.
-  LossSum Run(const Batch& batch, const GradientSink* sink, absl::Span<float> token_nats);
+  LossSum Run(const Batch& batch, const GradientSink* sink, absl::Span<float> token_nats,
+              const Dropout& dropout = Dropout());
   // Logits of the last token; keys and values are appended to the cache of each layer. `context`:
   // the tokens that the caches can hold.
   std::vector<float> Decode(absl::Span<const TokenId> tokens, int64_t past, int64_t context,
@@ -53,13 +54,15 @@ class Transformer::Engine {
   // A run's rows: `context` decides which frequencies RoPE has.
   struct Geometry {
     int64_t batch, length, past, context;
+    Dropout dropout;
   };
   void EnsurePositions(int64_t count);
   LayerInput Input(const Geometry& geometry, size_t layer, const float* x);
   void GatherTargets(const Batch& batch);
   // Returns the last layer's output.
-  const float* ForwardLayers(const Batch& batch, const GradientSink* sink);
-  void BackwardLayers(const Batch& batch, const GradientSink& sink);
+  const float* ForwardLayers(const Batch& batch, const Geometry& geometry,
+                             const GradientSink* sink);
+  void BackwardLayers(const Batch& batch, const Geometry& geometry, const GradientSink& sink);
 
   const BaseModel& model_;
   ThreadPool& pool_;
@@ -104,6 +107,8 @@ LayerInput Transformer::Engine::Input(const Geometry& geometry, size_t layer, co
   input.batch = geometry.batch;
   input.length = geometry.length;
   input.past = geometry.past;
+  input.dropout = geometry.dropout;
+  input.dropout.sequence_length = geometry.length;
   branch_ends_ = {input.rows()};
   input.branch_ends = branch_ends_;
   input.x = x;
@@ -111,14 +116,15 @@ LayerInput Transformer::Engine::Input(const Geometry& geometry, size_t layer, co
 }
 
 LossSum Transformer::Engine::Run(const Batch& batch, const GradientSink* sink,
-                                 absl::Span<float> token_nats) {
+                                 absl::Span<float> token_nats, const Dropout& dropout) {
   CheckBatch(batch, model_.config().vocab_size);
   std::fill(token_nats.begin(), token_nats.end(), 0.0f);
   GatherTargets(batch);
   LossSum loss;
   loss.num_tokens = scored_.size();
   if (loss.num_tokens == 0) return loss;
-  const float* const x = ForwardLayers(batch, sink);
+  const Geometry geometry = {batch.batch_size, batch.length, 0, batch.length, dropout};
+  const float* const x = ForwardLayers(batch, geometry, sink);
   if (sink == nullptr) {
     loss.nats = head_.Forward(x, scored_, token_nats);
     return loss;
@@ -126,7 +132,7 @@ LossSum Transformer::Engine::Run(const Batch& batch, const GradientSink* sink,
   const int64_t size = batch.batch_size * batch.length * model_.config().embedding_length;
   std::fill_n(gradient_.Get(size), size, 0.0f);
   loss.nats = head_.ForwardBackward(x, scored_, *sink, token_nats, gradient_.data());
-  BackwardLayers(batch, *sink);
+  BackwardLayers(batch, geometry, *sink);
   return loss;
 }
 
@@ -150,10 +156,10 @@ size_t Transformer::Engine::FirstKeptLayer(const Batch& batch) const {
   return static_cast<size_t>(layers - kept);
 }
 
-const float* Transformer::Engine::ForwardLayers(const Batch& batch, const GradientSink* sink) {
+const float* Transformer::Engine::ForwardLayers(const Batch& batch, const Geometry& geometry,
+                                                const GradientSink* sink) {
   const ModelConfig& config = model_.config();
   const int64_t size = batch.batch_size * batch.length * config.embedding_length;
-  const Geometry geometry = {batch.batch_size, batch.length, 0, batch.length};
   EnsurePositions(batch.length);
   const size_t last = bound_.layers().size();
   const size_t first_kept = sink != nullptr ? FirstKeptLayer(batch) : last;
@@ -176,10 +182,10 @@ const float* Transformer::Engine::ForwardLayers(const Batch& batch, const Gradie
 }
 
 // From the top down; a layer whose activations were not kept is computed again from its input.
-void Transformer::Engine::BackwardLayers(const Batch& batch, const GradientSink& sink) {
+void Transformer::Engine::BackwardLayers(const Batch& batch, const Geometry& geometry,
+                                         const GradientSink& sink) {
   const bool weights = sink.weights != nullptr;
   const size_t first_kept = FirstKeptLayer(batch);
-  const Geometry geometry = {batch.batch_size, batch.length, 0, batch.length};
   for (size_t i = bound_.layers().size(); i-- > 0;) {
     const Layer& layer = bound_.layers()[i];
     const LayerInput input = Input(geometry, i, inputs_.Restore(i));
@@ -201,7 +207,7 @@ std::vector<float> Transformer::Engine::Decode(absl::Span<const TokenId> tokens,
   const ModelConfig& config = model_.config();
   const int64_t length = static_cast<int64_t>(tokens.size());
   const int64_t size = length * config.embedding_length;
-  const Geometry geometry = {1, length, past, context};
+  const Geometry geometry = {1, length, past, context, Dropout()};
   EnsurePositions(past + length);
   inputs_.BeginForward(size);
   float* x = inputs_.Make(0);
@@ -233,7 +239,8 @@ LossSum Transformer::Loss(const Batch& batch, const LoraAdapter* adapter,
 }
 
 LossSum Transformer::LossAndGradient(const Batch& batch, const LoraAdapter& adapter,
-                                     float grad_scale, absl::Span<float> gradient) {
+                                     float grad_scale, absl::Span<float> gradient,
+                                     const Dropout& dropout) {
   FEDGE_CHECK(gradient.size() == adapter.values().size(), "gradient of ", gradient.size(),
               " values for an adapter of ", adapter.values().size());
   engine_->Bind(&adapter, training_precision_);
@@ -241,7 +248,8 @@ LossSum Transformer::LossAndGradient(const Batch& batch, const LoraAdapter& adap
   sink.scale = grad_scale;
   sink.spec = &adapter.spec();
   sink.adapter = gradient.data();
-  return engine_->Run(batch, &sink, {});
+  FEDGE_CHECK(dropout.rate >= 0 && dropout.rate < 1, "dropout ", dropout.rate);
+  return engine_->Run(batch, &sink, {}, dropout);
 }
 
 LossSum Transformer::LossAndWeightGradients(const Batch& batch, float grad_scale,

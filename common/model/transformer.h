@@ -21,6 +21,7 @@
 #include "common/base/thread_pool.h"
 #include "common/model/base_model.h"
 #include "common/model/bound_model.h"
+#include "common/model/dropout.h"
 #include "common/model/tokenizer.h"
 #include "common/tensor/matmul.h"
 
@@ -83,9 +84,10 @@ class Transformer {
   LossSum Loss(const Batch& batch, const LoraAdapter* adapter, absl::Span<float> token_nats = {});
 
   // The same, and adds d(sum of weighted losses)/d(adapter) * `grad_scale` to `gradient` (flat, the
-  // adapter's layout).
+  // adapter's layout). `dropout` is of what the layers' adapters read (not the head's); the loss is
+  // with it.
   LossSum LossAndGradient(const Batch& batch, const LoraAdapter& adapter, float grad_scale,
-                          absl::Span<float> gradient);
+                          absl::Span<float> gradient, const Dropout& dropout = Dropout());
 
   // The same for all weights of an F32 base without adapter (pre-training). CHECKs that the base is
   // F32.
