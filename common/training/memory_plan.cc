@@ -21,12 +21,12 @@ namespace {
 // Measured: `fedge` with its libraries and the allocator's slack, and each token of a vocabulary
 // (strings, their index, merges).
 constexpr int64_t kProcessBytes = int64_t{14} << 20;
-constexpr int64_t kBytesPerToken = 190;
+constexpr int64_t kBytesPerToken = 140;
 // Panels and sums of a thread in the kernels.
 constexpr int64_t kKernelBytesPerThread = int64_t{1} << 20;
 // What decoding a weight costs beside multiplying it, in rows of the product.
 constexpr double kDecodeRows = 32;
-constexpr int64_t kLogitRows[] = {16, 32, 64, 128, 256};
+constexpr int64_t kLogitRows[] = {16, 32, 48, 96, 192, 384};
 
 // What a plan may choose.
 struct Choice {
@@ -54,14 +54,22 @@ int64_t Parameters(const LoraSpec& spec, int64_t rank) {
   return count;
 }
 
-// The packed operand of the widest product and its branches' sums, shared by all threads, and the
-// threads' own panels.
-int64_t KernelBytes(const ModelConfig& config, int64_t rows, int64_t logit_rows, int64_t rank,
-                    int threads) {
-  const int64_t widest = std::max(
-      {config.embedding_length, config.feed_forward_length, config.head_count * config.head_dim});
-  const int64_t packed = std::max(rows * (widest + 3 * rank), logit_rows * config.embedding_length);
-  return packed * static_cast<int64_t>(sizeof(float)) + threads * kKernelBytesPerThread;
+// What the kernels pack, shared by all threads, and the threads' own panels. Forward: the input of
+// the widest product and its branches' sums. Backward, in bf16 only: the gradients of a group's
+// outputs, rounded.
+int64_t KernelBytes(const MemoryRequest& request, int64_t rows, int64_t logit_rows, int64_t rank) {
+  const ModelConfig& config = request.model->config();
+  const bool bf16 = request.precision == Precision::kBFloat16 && HasBFloat16Dot();
+  const int64_t q_width = config.head_count * config.head_dim;
+  const int64_t widest = std::max({config.embedding_length, config.feed_forward_length, q_width});
+  // Beside the kernels: a branch's input and its gradient.
+  const int64_t dropped = request.dropout ? 2 * 4 * rows * widest : 0;
+  const int64_t packed = std::max(rows * widest, logit_rows * config.embedding_length);
+  const int64_t outputs = std::max({config.embedding_length, 2 * config.feed_forward_length,
+                                    q_width + 2 * config.head_count_kv * config.head_dim});
+  const int64_t rounded = bf16 ? 2 * std::max(rows * outputs, logit_rows * config.vocab_size) : 0;
+  return packed * (bf16 ? 2 : 4) + rows * 3 * rank * 4 + rounded + dropped +
+         request.threads * kKernelBytesPerThread;
 }
 
 MemoryEstimate Estimate(const MemoryRequest& request, const Choice& choice) {
@@ -83,7 +91,7 @@ MemoryEstimate Estimate(const MemoryRequest& request, const Choice& choice) {
               LossHead::OtherBytes(config, logit_rows, HeadRank(*request.adapter, choice.rank)) +
               request.threads * AttentionScratch(config.head_dim, choice.length) *
                   static_cast<int64_t>(sizeof(float));
-  e.kernels = KernelBytes(config, rows, logit_rows, choice.rank, request.threads);
+  e.kernels = KernelBytes(request, rows, logit_rows, choice.rank);
   e.data = request.data_bytes;
   e.process = kProcessBytes + config.vocab_size * kBytesPerToken;
   return e;

@@ -14,6 +14,7 @@
 #include "common/adapter/lora_adapter.h"
 #include "common/model/base_model.h"
 #include "common/model/transformer.h"
+#include "common/tensor/matmul.h"
 
 namespace fedge {
 
@@ -46,6 +47,8 @@ struct MemoryRequest {
   int64_t length = 256;
   int moment_bits = 32;
   int threads = 1;
+  bool dropout = false;
+  Precision precision = Precision::kBFloat16;  // of the products, as TrainOptions
   int64_t data_bytes = 0;
   int64_t limit_bytes = 0;  // 0: none
   // What may be less than asked for, where the limit demands it.

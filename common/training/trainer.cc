@@ -29,6 +29,10 @@ absl::Status CheckOptions(const TrainOptions& options) {
     return absl::InvalidArgumentError(absl::StrCat(
         "the ratio of B's learning rate to A's must be above 0, not ", options.lora_plus_ratio));
   }
+  if (!(options.lora_dropout >= 0 && options.lora_dropout < 1)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("LoRA dropout ", options.lora_dropout, " is not in [0, 1)"));
+  }
   if (options.adamw.moment_bits != 32 && options.adamw.moment_bits != 8) {
     return absl::InvalidArgumentError(absl::StrCat(
         "optimizer moments of ", options.adamw.moment_bits, " bits; known are 32 and 8"));
@@ -89,16 +93,19 @@ Batch RowsOf(const Batch& batch, int64_t first, int64_t rows) {
 
 // The batch's loss and gradient, at most `micro_batch` rows at once.
 LossSum AccumulateGradient(Transformer& transformer, const Batch& batch, int64_t micro_batch,
-                           const LoraAdapter& adapter, absl::Span<float> gradient) {
+                           const LoraAdapter& adapter, Dropout dropout,
+                           absl::Span<float> gradient) {
   std::fill(gradient.begin(), gradient.end(), 0.0f);
   const auto scale = static_cast<float>(1.0 / TotalWeight(batch));
   if (micro_batch == 0 || micro_batch >= batch.batch_size) {
-    return transformer.LossAndGradient(batch, adapter, scale, gradient);
+    return transformer.LossAndGradient(batch, adapter, scale, gradient, dropout);
   }
   LossSum loss;
   for (int64_t first = 0; first < batch.batch_size; first += micro_batch) {
     const Batch part = RowsOf(batch, first, std::min(micro_batch, batch.batch_size - first));
-    if (part.length > 0) loss += transformer.LossAndGradient(part, adapter, scale, gradient);
+    dropout.first_sequence = first;
+    if (part.length == 0) continue;
+    loss += transformer.LossAndGradient(part, adapter, scale, gradient, dropout);
   }
   return loss;
 }
@@ -133,8 +140,11 @@ absl::StatusOr<TrainResult> TrainAdapter(Transformer& transformer,
   double loss_sum = 0;
   for (int64_t step = 1; step <= options.steps; ++step) {
     const Batch batch = sampler.Next();
+    Dropout dropout;
+    dropout.rate = options.lora_dropout;
+    dropout.seed = Rng::Stream(options.seed, "dropout", static_cast<uint64_t>(step)).Next();
     const LossSum loss = AccumulateGradient(transformer, batch, options.micro_batch, adapter,
-                                            absl::MakeSpan(gradient));
+                                            dropout, absl::MakeSpan(gradient));
     const float rate = options.learning_rate.At(step - 1);
     if (!std::isfinite(loss.nats)) return NotFinite("loss", step, rate);
     const double norm = ClipByGlobalNorm(options.clip_norm, absl::MakeSpan(gradient));

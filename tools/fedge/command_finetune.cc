@@ -62,6 +62,10 @@ void AddTrainingOptions(CLI::App* command, FinetuneOptions& options) {
       ->add_option("--lora-plus", train.lora_plus_ratio,
                    "B's learning rate in A's (LoRA+), e.g. 16 (default 1)")
       ->type_name("RATIO");
+  command
+      ->add_option("--lora-dropout", train.lora_dropout,
+                   "Part of the adapters' input left out in each step (default 0)")
+      ->type_name("P");
   command->add_option("--warmup", train.learning_rate.warmup_steps, "Steps to the peak (default 0)")
       ->type_name("N");
   command->add_option("--weight-decay", train.adamw.weight_decay, "AdamW's decay (default 0)")

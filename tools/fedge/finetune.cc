@@ -103,6 +103,8 @@ absl::StatusOr<MemoryPlan> MakePlan(const FinetuneOptions& options, const BaseMo
   request.length = options.train.length;
   request.moment_bits = options.train.adamw.moment_bits;
   request.threads = options.threads;
+  request.dropout = options.train.lora_dropout > 0;
+  request.precision = options.train.precision;
   // The trainer has a copy of its own.
   request.data_bytes = 2 * BytesOf(split.train) + BytesOf(split.validation);
   if (!options.memory_limit.empty()) {

@@ -86,7 +86,7 @@ TEST_F(MemoryPlanTest, MoreMemoryKeepsMoreLayersInFewerPasses) {
   EXPECT_LT(little.micro_batch, 8);
   EXPECT_EQ(much.micro_batch, 8);
   EXPECT_EQ(much.kept_layers, 6);
-  EXPECT_EQ(much.transformer.logit_rows, 256);
+  EXPECT_EQ(much.transformer.logit_rows, 384);
 }
 
 TEST_F(MemoryPlanTest, ReducesOnlyWhatItMayAndInThatOrder) {

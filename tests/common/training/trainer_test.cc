@@ -131,6 +131,28 @@ TEST_F(TrainerTest, LoraPlusMovesBByTheRatioInTheFirstStep) {
   }
 }
 
+TEST_F(TrainerTest, DropoutIsTheSameForAnyThreadsAndWithinRoundingForAnyPasses) {
+  options_.precision = Precision::kFloat32;
+  options_.lora_dropout = 0.3f;
+  options_.batch_size = 4;
+  options_.steps = 3;
+  LoraAdapter one = NewAdapter(), three = NewAdapter(), plain = NewAdapter();
+  const absl::StatusOr<TrainResult> whole = Train(one, 1);
+  ASSERT_TRUE(whole.ok()) << whole.status();
+  ASSERT_TRUE(Train(three, 3).ok());
+  EXPECT_EQ(one.values(), three.values());
+  options_.micro_batch = 1;
+  LoraAdapter parts = NewAdapter();
+  const absl::StatusOr<TrainResult> split = Train(parts);
+  ASSERT_TRUE(split.ok()) << split.status();
+  EXPECT_NEAR(split->last_loss, whole->last_loss, 2e-4 * whole->last_loss);
+  options_.lora_dropout = 0;
+  ASSERT_TRUE(Train(plain).ok());
+  EXPECT_NE(plain.values(), one.values());
+  options_.lora_dropout = 1;
+  EXPECT_EQ(Train(plain).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST_F(TrainerTest, StopsWhenAsked) {
   LoraAdapter adapter = NewAdapter();
   const absl::Status status =
