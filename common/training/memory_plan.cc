@@ -20,7 +20,7 @@ namespace {
 
 // Measured: `fedge` with its libraries and the allocator's slack, and each token of a vocabulary
 // (strings, their index, merges).
-constexpr int64_t kProcessBytes = int64_t{14} << 20;
+constexpr int64_t kProcessBytes = int64_t{18} << 20;
 constexpr int64_t kBytesPerToken = 140;
 // Panels and sums of a thread in the kernels.
 constexpr int64_t kKernelBytesPerThread = int64_t{1} << 20;
