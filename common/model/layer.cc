@@ -72,25 +72,20 @@ void LayerActivations::Reserve(const Layer& layer, const LayerInput& input) {
   for (size_t i = 0; i < kLinearsPerLayer; ++i) u[i].Get(rows * layer.linear[i].rank);
 }
 
-std::array<int64_t, 6> LayerWorkspace::ScratchSizes(const ModelConfig& config, int64_t rows,
-                                                    int64_t rank) {
-  constexpr int64_t kLargestGroup = 3;  // q, k and v
+std::array<int64_t, 5> LayerWorkspace::ScratchSizes(const ModelConfig& config, int64_t rows) {
   const int64_t q_width = config.head_count * config.head_dim;
   const int64_t kv_width = config.head_count_kv * config.head_dim;
-  std::array<int64_t, 6> sizes = {rows * config.feed_forward_length,
-                                  rows * config.embedding_length,
-                                  rows * q_width,
-                                  rows * (q_width + 2 * kv_width),
-                                  config.family->post_norms ? rows * config.embedding_length : 0,
-                                  rows * kLargestGroup * rank};
+  std::array<int64_t, 5> sizes = {rows * config.feed_forward_length, rows * config.embedding_length,
+                                  rows * q_width, rows * (q_width + 2 * kv_width),
+                                  config.family->post_norms ? rows * config.embedding_length : 0};
   constexpr int64_t kLine = 16;  // floats of a cache line
   for (int64_t& size : sizes) size = (size + kLine - 1) / kLine * kLine;
   return sizes;
 }
 
-int64_t LayerWorkspace::Bytes(const ModelConfig& config, int64_t rows, int64_t rank) {
+int64_t LayerWorkspace::Bytes(const ModelConfig& config, int64_t rows) {
   int64_t floats = 0;
-  for (const int64_t size : ScratchSizes(config, rows, rank)) floats += size;
+  for (const int64_t size : ScratchSizes(config, rows)) floats += size;
   return floats * static_cast<int64_t>(sizeof(float));
 }
 
@@ -249,19 +244,17 @@ void LayerWorkspace::Differentiate(const Differentiation& call, absl::Span<const
                      call.kept.u[output.index].data(), output.y});
   }
   const BranchDropout dropout = DropoutOf(call.input);
-  LinearBackward(calls, x, call.input.linear_rows(), scratch_.du, Accumulate::kNo, dx, *pool_,
+  LinearBackward(calls, x, call.input.linear_rows(), nullptr, Accumulate::kNo, dx, *pool_,
                  dropout.dropout.rate > 0 ? &dropout : nullptr);
 }
 
 void LayerWorkspace::Backward(const Layer& layer, const LayerInput& input,
                               const LayerGradient& gradient, bool want_dx, LayerActivations& kept,
                               float* dy) {
-  int64_t rank = 0;
-  for (const Linear& linear : layer.linear) rank = std::max(rank, linear.rank);
-  const std::array<int64_t, 6> sizes = ScratchSizes(*input.config, input.rows(), rank);
+  const std::array<int64_t, 5> sizes = ScratchSizes(*input.config, input.rows());
   float* next = between_.Get(std::accumulate(sizes.begin(), sizes.end(), int64_t{0}));
   float** const pieces[] = {&scratch_.d_hidden, &scratch_.d_normed, &scratch_.d_attended,
-                            &scratch_.d_qkv,    &scratch_.d_branch, &scratch_.du};
+                            &scratch_.d_qkv, &scratch_.d_branch};
   for (size_t i = 0; i < sizes.size(); ++i) {
     *pieces[i] = next;
     next += sizes[i];

@@ -77,8 +77,8 @@ class LayerWorkspace {
   // `between`: memory that holds nothing between calls; may be shared with what works then.
   LayerWorkspace(ThreadPool* pool, FloatBuffer* between) : pool_(pool), between_(*between) {}
 
-  // Bytes of `between` for gradients over `rows` tokens with adapters of `rank`.
-  static int64_t Bytes(const ModelConfig& config, int64_t rows, int64_t rank);
+  // Bytes of `between` for gradients over `rows` tokens.
+  static int64_t Bytes(const ModelConfig& config, int64_t rows);
 
   // Fills `kept` and, unless y is null, computes the block's output y [rows, C]. With a cache,
   // appends keys and values at row `input.past` and attends to all of them.
@@ -111,10 +111,10 @@ class LayerWorkspace {
 
   // Pieces of between_ in a backward call.
   struct Scratch {
-    float *d_hidden, *d_normed, *d_attended, *d_qkv, *d_branch, *du;
+    float *d_hidden, *d_normed, *d_attended, *d_qkv, *d_branch;
   };
   // The floats of each, in the order of the members.
-  static std::array<int64_t, 6> ScratchSizes(const ModelConfig& config, int64_t rows, int64_t rank);
+  static std::array<int64_t, 5> ScratchSizes(const ModelConfig& config, int64_t rows);
 
   ThreadPool* pool_;
   FloatBuffer& between_;

@@ -32,7 +32,7 @@ int64_t LossHead::LogitBytes(const ModelConfig& config, int64_t rows) {
 
 int64_t LossHead::OtherBytes(const ModelConfig& config, int64_t rows, int64_t rank) {
   const int64_t capped = config.logit_soft_cap == 0 ? 0 : config.vocab_size;
-  const int64_t row = capped + 4 * config.embedding_length + 2 * rank + 3;
+  const int64_t row = capped + 4 * config.embedding_length + rank + 3;
   return rows * row * static_cast<int64_t>(sizeof(float));
 }
 
@@ -107,7 +107,7 @@ void LossHead::BackwardChunk(const Chunk& chunk, const GradientSink& sink, float
   const HeadGradient gradient = model_.GradientOfHead(sink);
   const LinearBackwardCall head = {&model_.output(), &gradient.linear, u_.data(), logits_.data()};
   LinearBackward({head}, normed_.data(), {chunk.rows, {chunk.rows}},
-                 du_.Get(LinearScratch({head}, chunk.rows)), Accumulate::kNo, d_normed_.Get(size),
+                 nullptr, Accumulate::kNo, d_normed_.Get(size),
                  pool_);
   float* const d_hidden = d_hidden_.Get(size);
   std::fill_n(d_hidden, size, 0.0f);

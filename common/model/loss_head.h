@@ -61,7 +61,7 @@ class LossHead {
   const int64_t chunk_rows_;
   std::vector<double> nats_;
   FloatBuffer& logits_;
-  FloatBuffer hidden_, normed_, inv_, capped_, d_normed_, d_hidden_, u_, du_;
+  FloatBuffer hidden_, normed_, inv_, capped_, d_normed_, d_hidden_, u_;
 };
 
 }  // namespace fedge

@@ -68,7 +68,8 @@ int64_t KernelBytes(const MemoryRequest& request, int64_t rows, int64_t logit_ro
   const int64_t outputs = std::max({config.embedding_length, 2 * config.feed_forward_length,
                                     q_width + 2 * config.head_count_kv * config.head_dim});
   const int64_t rounded = bf16 ? 2 * std::max(rows * outputs, logit_rows * config.vocab_size) : 0;
-  return packed * (bf16 ? 2 : 4) + rows * 3 * rank * 4 + rounded + dropped +
+  const int64_t branches = rows * 3 * rank * 12 + outputs * rank * (bf16 ? 2 : 4);
+  return packed * (bf16 ? 2 : 4) + branches + rounded + dropped +
          request.threads * kKernelBytesPerThread;
 }
 
@@ -86,11 +87,11 @@ MemoryEstimate Estimate(const MemoryRequest& request, const Choice& choice) {
                   LayerInputs::Bytes(stream, layers, layers - choice.kept_layers) +
                   stream * static_cast<int64_t>(sizeof(float));  // the gradient that passes through
   const int64_t logit_rows = std::min(choice.logit_rows, rows);
-  e.scratch = std::max(LossHead::LogitBytes(config, logit_rows),
-                       LayerWorkspace::Bytes(config, rows, choice.rank)) +
-              LossHead::OtherBytes(config, logit_rows, HeadRank(*request.adapter, choice.rank)) +
-              request.threads * AttentionScratch(config.head_dim, choice.length) *
-                  static_cast<int64_t>(sizeof(float));
+  e.scratch =
+      std::max(LossHead::LogitBytes(config, logit_rows), LayerWorkspace::Bytes(config, rows)) +
+      LossHead::OtherBytes(config, logit_rows, HeadRank(*request.adapter, choice.rank)) +
+      request.threads * AttentionScratch(config.head_dim, choice.length) *
+          static_cast<int64_t>(sizeof(float));
   e.kernels = KernelBytes(request, rows, logit_rows, choice.rank);
   e.data = request.data_bytes;
   e.process = kProcessBytes + config.vocab_size * kBytesPerToken;
