@@ -177,7 +177,7 @@ LeastRatios Products(const Options& options, bool print) {
 
 void OneDnnComparison(const Options& options) {
   constexpr int64_t kTokens = 512;
-  if (OneDnnProduct(Precision::kFloat32, nullptr, nullptr, 1, 1, 1, nullptr) == nullptr) return;
+  if (!HasOneDnn()) return;
   std::printf("\noneDNN, dense packed weights, 1 thread, %lld tokens: GFLOP/s, of peak\n",
               static_cast<long long>(kTokens));
   ThreadPool pool(1);
@@ -259,8 +259,7 @@ class Group {
     for (size_t i = 0; i < layers_.size(); ++i) {
       calls.push_back({&layers_[i], &gradients_[i], u_[i].data(), y_[i].data()});
     }
-    du_.resize(static_cast<size_t>(LinearScratch(calls, t_)));
-    LinearBackward(calls, x_.data(), {t_, ends_}, du_.data(), Accumulate::kNo, dx_.data(), pool);
+    LinearBackward(calls, x_.data(), {t_, ends_}, nullptr, Accumulate::kNo, dx_.data(), pool);
   }
 
  private:
@@ -286,7 +285,7 @@ class Group {
   }
 
   int64_t t_, rank_ = 0;
-  std::vector<float> x_, dx_, du_;
+  std::vector<float> x_, dx_;
   std::vector<int64_t> ends_;
   std::vector<Weight> weights_;
   std::vector<std::vector<float>> u_, y_;

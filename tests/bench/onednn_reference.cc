@@ -29,6 +29,8 @@ struct Prepared {
 
 }  // namespace
 
+bool HasOneDnn() { return true; }
+
 std::function<void()> OneDnnProduct(Precision precision, const float* weight, const float* x,
                                     int64_t t, int64_t rows, int64_t cols, float* y) {
   const bool bf16 = precision == Precision::kBFloat16;
@@ -56,6 +58,8 @@ std::function<void()> OneDnnProduct(Precision precision, const float* weight, co
 }
 
 #else
+
+bool HasOneDnn() { return false; }
 
 std::function<void()> OneDnnProduct(Precision, const float*, const float*, int64_t, int64_t,
                                     int64_t, float*) {

@@ -10,7 +10,9 @@
 
 namespace fedge {
 
-// A product ready to run on one thread over packed weights, or null without oneDNN. With bf16 the
+bool HasOneDnn();
+
+// A product ready to run on one thread over packed weights; null without oneDNN. With bf16 the
 // activations are converted in the call, as ours are. `x` and `y` must outlive it.
 std::function<void()> OneDnnProduct(Precision precision, const float* weight, const float* x,
                                     int64_t t, int64_t rows, int64_t cols, float* y);
