@@ -47,7 +47,6 @@ absl::Status RunMakeModel(const MakeModelOptions& options, CommandContext& conte
     ASSIGN_OR_RETURN(random.output_type, DTypeFromName(options.output_type));
   }
   random.seed = options.seed;
-  random.name = absl::StrCat("random ", random.outline.family->architecture);
   random.output_file = options.out;
   RETURN_IF_ERROR(context.env().CreateDirs(DirName(options.out)));
   ASSIGN_OR_RETURN(const RandomModelResult result, MakeRandomModel(random, context.env()));

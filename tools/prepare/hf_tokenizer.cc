@@ -55,6 +55,10 @@ class HfTokenizerReader {
     FillHoles();
     RETURN_IF_ERROR(ReadSpecialIds());
     RETURN_IF_ERROR(ReadFlags());
+    const auto has = [this](absl::string_view piece) {
+      return std::find(data_.pieces.begin(), data_.pieces.end(), piece) != data_.pieces.end();
+    };
+    data_.has_phi3_pieces = has("<unk>") && has("<s>") && has("<|endoftext|>");
     RETURN_IF_ERROR(ReadChatTemplate());
     return std::move(data_);
   }
@@ -231,9 +235,11 @@ class HfTokenizerReader {
     if (value->is_string()) data_.chat_template = value->get<std::string>();
     if (!value->is_array()) return absl::OkStatus();
     for (const Json& item : *value) {  // [{"name": "default", "template": ...}, ...]
-      if (item.is_object() && item.value("name", "") == "default") {
-        data_.chat_template = item.value("template", "");
-      }
+      const auto text = [&item](const char* key) {
+        const bool has = item.is_object() && item.contains(key) && item[key].is_string();
+        return has ? item[key].get<std::string>() : std::string();
+      };
+      if (text("name") == "default") data_.chat_template = text("template");
     }
     return absl::OkStatus();
   }

@@ -36,12 +36,19 @@ std::string GivenName(const ImportModelOptions& options, const JsonObject& confi
   return name.empty() || name == "." ? "model" : std::string(name);
 }
 
+// Readers take a name with "phi-3" for a promise: marks that swallow the white space behind them,
+// and certain pieces, without which llama.cpp refuses the file.
 std::string ModelName(const ImportModelOptions& options, const JsonObject& config,
                       const TokenizerData& tokenizer) {
   std::string name = GivenName(options, config);
-  const std::string lower = absl::AsciiStrToLower(name);
-  const bool tells = absl::StrContains(lower, "phi-3") || absl::StrContains(lower, "phi3");
-  return tokenizer.specials_strip_right && !tells ? absl::StrCat("phi-3 ", name) : name;
+  for (const absl::string_view mark : {"phi-3", "phi3"}) {
+    const size_t at = absl::AsciiStrToLower(name).find(mark.data(), 0, mark.size());
+    if (at == std::string::npos) continue;
+    if (!tokenizer.has_phi3_pieces) name.replace(at, mark.size(), "phi 3");
+    return name;
+  }
+  const bool promises = tokenizer.specials_strip_right && tokenizer.has_phi3_pieces;
+  return promises ? absl::StrCat("phi-3 ", name) : name;
 }
 
 // The row of the Hugging Face matrix that becomes row `row`: there the two values that RoPE turns

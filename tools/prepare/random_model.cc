@@ -1,5 +1,6 @@
 #include "tools/prepare/random_model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -152,6 +153,8 @@ absl::StatusOr<ModelOutline> MakeNamedOutline(const NamedOutline& named) {
   outline.rope_dim = outline.head_dim;
   if (named.family == "gemma3") {
     outline.sliding_window = 512;
+    // llama.cpp cannot run a model without a global layer.
+    outline.layers = std::max(outline.layers, outline.sliding_pattern);
     outline.rope_base = 1e6f;
   }
   return outline;

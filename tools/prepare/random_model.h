@@ -27,7 +27,8 @@ struct RandomModelOptions {
   DType type = DType::kQ4_0;         // of matrices; where rows are not whole blocks its fallback
   std::optional<DType> output_type;  // of the output or tied embedding; else llama.cpp's
   uint64_t seed = 0;
-  std::string name = "random";
+  // Without a family in it: llama.cpp takes a name with "phi3" for a promise about the vocabulary.
+  std::string name = "random model";
   std::string output_file;
 };
 

@@ -26,6 +26,8 @@ struct TokenizerData {
   // Special tokens swallow the white space behind them: phi-3's do, and GGUF says so by no key but
   // by the model's name.
   bool specials_strip_right = false;
+  // The pieces that llama.cpp insists on in a model named phi-3.
+  bool has_phi3_pieces = false;
 
   // Appends a piece and returns its id.
   TokenId Add(absl::string_view piece, TokenType type) {

@@ -308,6 +308,28 @@ TEST_F(ImportModelTest, ReadsWhatTheTemplateAndTheConfigSay) {
   EXPECT_EQ(*Imported()->GetUint("tokenizer.ggml.eos_token_id"), 698u);
 }
 
+// Readers know by the name of a model alone that white space behind phi-3's marks is swallowed,
+// and llama.cpp then wants certain pieces.
+TEST_F(ImportModelTest, ANameWithPhi3IsAPromiseAboutTheVocabulary) {
+  HfFolder folder = Folder("phi3");
+  folder.tokenizer["model"]["byte_fallback"] = true;
+  folder.tokenizer["model"]["merges"] = testing::Json::array();
+  const auto name_for = [&](const char* name) {
+    folder.config["_name_or_path"] = name;
+    folder.Write(dir_);
+    const auto result = Import(dir_);
+    EXPECT_TRUE(result.ok()) << result.status();
+    return std::string(*Imported()->GetString("general.name"));
+  };
+  EXPECT_EQ(name_for("someone/My-Phi-3-mini"), "My-phi 3-mini");
+  for (auto& token : folder.tokenizer["added_tokens"]) token["rstrip"] = true;
+  EXPECT_EQ(name_for("someone/tuned/"), "tuned");
+  folder.tokenizer["added_tokens"].push_back(
+      {{"id", 500}, {"content", "<|endoftext|>"}, {"special", true}, {"rstrip", false}});
+  EXPECT_EQ(name_for("someone/tuned"), "phi-3 tuned");
+  EXPECT_EQ(name_for("someone/My-Phi-3-mini"), "My-Phi-3-mini");
+}
+
 TEST_F(ImportModelTest, QuantizesOnTheWay) {
   HfFolder folder = Folder("qwen3");
   folder.Write(dir_);
