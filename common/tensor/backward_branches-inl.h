@@ -21,6 +21,11 @@ inline AlignedBuffer& ThreadPanel() {
   return panel;
 }
 
+inline AlignedBuffer& ThreadSums() {
+  thread_local AlignedBuffer sums;
+  return sums;
+}
+
 // Runs body(branch, its first row, first row, end) for the branches with rows in [begin, end).
 template <class Body>
 HWY_INLINE void ForEachBranch(const LinearRows& rows, int64_t begin, int64_t end,
@@ -219,11 +224,17 @@ inline void AddFactorGradientBf16(const BackwardPlan& p, const ColumnsTask& task
 // --- dx += du A
 // -------------------------------------------------------------------------------------
 
-// For one strip of columns and the rows [from, to) of a branch: the factors A of all layers, one
-// below the other, make one operand.
+// One strip of columns and the rows [from, to) of a branch.
+struct BranchStrip {
+  size_t branch;
+  int64_t from, to;
+  int64_t column, width;
+};
+
+// sums += du A. The factors A of all layers, one below the other, make one operand.
 template <class E>
-void AddBranchProducts(const BackwardPlan& p, size_t branch, int64_t from, int64_t to, int64_t c,
-                       int64_t width) {
+void AddBranchProducts(const BackwardPlan& p, const BranchStrip& strip, float* sums,
+                       int64_t sums_stride) {
   constexpr int64_t kPair = ElementTraits<E>::kPair;
   constexpr int64_t kDepth = ElementTraits<E>::kDepth;
   E* const panel = ThreadPanel().Get<E>(kDepth * kPanelWidth);
@@ -231,20 +242,20 @@ void AddBranchProducts(const BackwardPlan& p, size_t branch, int64_t from, int64
   const auto multiply = [&]() FEDGE_ATTR {
     Strip<E> s;
     if constexpr (kPair == 1) {
-      s.a = p.du + from * p.du_columns + column;
+      s.a = p.du + strip.from * p.du_columns + column;
       s.a_row_stride = p.du_columns;
     } else {
-      s.a = p.du_rounded + from * p.du_stride + column;
+      s.a = p.du_rounded + strip.from * p.du_stride + column;
       s.a_row_stride = p.du_stride;
     }
     s.b_stride = kPanelWidth * kPair;
     s.depth = filled / kPair;
-    s.c_stride = p.in;
+    s.c_stride = sums_stride;
     s.add_to_c = true;
-    for (int64_t j = 0; j < width; j += StripLanes()) {
+    for (int64_t j = 0; j < strip.width; j += StripLanes()) {
       s.b = panel + j * kPair;
-      s.c = p.dx + from * p.in + c + j;
-      RunRaggedStrip(std::min(StripLanes(), width - j), s, to - from);
+      s.c = sums + j;
+      RunRaggedStrip(std::min(StripLanes(), strip.width - j), s, strip.to - strip.from);
     }
     column += filled;
     filled = 0;
@@ -253,8 +264,8 @@ void AddBranchProducts(const BackwardPlan& p, size_t branch, int64_t from, int64
     const int64_t rank = layer.lora.rank;
     for (int64_t r = 0; r < rank;) {
       const int64_t count = std::min(rank - r, kDepth - filled);
-      PackWeightColumns<E>(DenseView(layer.lora.factors[branch].a, rank, p.in), r, count, c, width,
-                           panel + filled * kPanelWidth);
+      PackWeightColumns<E>(DenseView(layer.lora.factors[strip.branch].a, rank, p.in), r, count,
+                           strip.column, strip.width, panel + filled * kPanelWidth);
       r += count;
       filled += count;
       if (filled % 2 != 0) {  // an odd rank; of bf16 the second of the pair is zero already

@@ -57,10 +57,23 @@ void PrepareRows(const BackwardPlan& p, const RowsTask& task) {
 #endif
 }
 
-// dx (+)= dy W of one layer. All strips of the task take their turn with a block of dy before the
+// Where a task sums its part of dx: in place, or aside when the rows of dx are apart by so round a
+// number of bytes that they share few sets of the cache.
+struct InputSums {
+  float* data;
+  int64_t row_stride;
+  int64_t strip_stride;  // from kPanelWidth columns to the next
+
+  float* Strip(const ColumnsTask& task, int64_t c) const {
+    return data + (c - task.column_begin) / kPanelWidth * strip_stride;
+  }
+};
+
+// sums (+)= dy W of one layer. All strips of the task take their turn with a block of dy before the
 // next, which may come from far away.
 template <class E>
-void AddWeightProduct(const BackwardPlan& p, const ColumnsTask& task, size_t index, bool add) {
+void AddWeightProduct(const BackwardPlan& p, const ColumnsTask& task, size_t index, bool add,
+                      const InputSums& sums) {
   constexpr int64_t kPair = ElementTraits<E>::kPair;
   constexpr int64_t kDepth = ElementTraits<E>::kDepth;
   const BackwardLayer& layer = p.layers[index];
@@ -71,7 +84,7 @@ void AddWeightProduct(const BackwardPlan& p, const ColumnsTask& task, size_t ind
     PointToGradient(p, index, task.row_begin, n, s);
     s.b_stride = kPanelWidth * kPair;
     s.depth = (depth + kPair - 1) / kPair;
-    s.c_stride = p.in;
+    s.c_stride = sums.row_stride;
     s.scale = layer.scale;
     s.add_to_c = add || n > 0;
     for (int64_t c = task.column_begin; c < task.column_end; c += kPanelWidth) {
@@ -79,7 +92,7 @@ void AddWeightProduct(const BackwardPlan& p, const ColumnsTask& task, size_t ind
       PackWeightColumns<E>(layer.w, n, depth, c, width, panel);
       for (int64_t j = 0; j < width; j += StripLanes()) {
         s.b = panel + j * kPair;
-        s.c = p.dx + task.row_begin * p.in + c + j;
+        s.c = sums.Strip(task, c) + j;
         RunRaggedStrip(std::min(StripLanes(), width - j), s, task.row_end - task.row_begin);
       }
     }
@@ -88,15 +101,34 @@ void AddWeightProduct(const BackwardPlan& p, const ColumnsTask& task, size_t ind
 
 template <class E>
 void RunInputTask(const BackwardPlan& p, const ColumnsTask& task) {
+  const int64_t rows = task.row_end - task.row_begin;
+  const int64_t strips = (task.column_end - task.column_begin + kPanelWidth - 1) / kPanelWidth;
+  const bool aside = p.in % 512 == 0;
+  InputSums sums = {p.dx + task.row_begin * p.in + task.column_begin, p.in, kPanelWidth};
+  if (aside)
+    sums = {ThreadSums().Get<float>(strips * rows * kPanelWidth), kPanelWidth, rows * kPanelWidth};
   for (size_t i = 0; i < p.layers.size(); ++i) {
-    AddWeightProduct<E>(p, task, i, p.accumulate || i > 0);
+    AddWeightProduct<E>(p, task, i, i > 0 || (p.accumulate && !aside), sums);
   }
-  if (p.du_columns == 0) return;
   for (int64_t c = task.column_begin; c < task.column_end; c += kPanelWidth) {
     const int64_t width = std::min(kPanelWidth, task.column_end - c);
-    ForEachBranch(p.rows, task.row_begin, task.row_end,
-                  [&](size_t branch, int64_t, int64_t from, int64_t to)
-                      FEDGE_ATTR { AddBranchProducts<E>(p, branch, from, to, c, width); });
+    float* const to = sums.Strip(task, c);
+    if (p.du_columns > 0) {
+      ForEachBranch(p.rows, task.row_begin, task.row_end,
+                    [&](size_t branch, int64_t, int64_t from, int64_t end) FEDGE_ATTR {
+                      AddBranchProducts<E>(p, {branch, from, end, c, width},
+                                           to + (from - task.row_begin) * sums.row_stride,
+                                           sums.row_stride);
+                    });
+    }
+    for (int64_t i = 0; aside && i < rows; ++i) {
+      float* const dx = p.dx + (task.row_begin + i) * p.in + c;
+      for (int64_t j = 0; j < width; j += LaneCount()) {  // in is a multiple of the vector
+        V value = hn::Load(D(), to + i * kPanelWidth + j);
+        if (p.accumulate) value = hn::Add(value, hn::LoadU(D(), dx + j));
+        hn::StoreU(value, D(), dx + j);
+      }
+    }
   }
 }
 
@@ -139,6 +171,8 @@ HWY_EXPORT(RunColumnsTask);
 
 constexpr int64_t kMaxInputColumns = 4 * HWY_NAMESPACE::kPanelWidth;
 constexpr int64_t kFactorColumns = 256;
+// With as many rows a block of dy and the part of dx stay in the second-level cache.
+constexpr int64_t kMaxInputRows = 512;
 constexpr int64_t kMinInputRows = 96;
 
 void AddColumns(ColumnsTask task, int64_t columns, int64_t step, std::vector<ColumnsTask>& tasks) {
@@ -160,8 +194,9 @@ std::vector<ColumnsTask> Split(const BackwardPlan& p, int threads) {
       columns /= 2;
     }
     const int64_t strips = (p.in + columns - 1) / columns;
-    const int64_t parts = std::clamp<int64_t>((wanted + strips - 1) / strips, 1,
-                                              (t + kMinInputRows - 1) / kMinInputRows);
+    const int64_t parts =
+        std::clamp((wanted + strips - 1) / strips, (t + kMaxInputRows - 1) / kMaxInputRows,
+                   (t + kMinInputRows - 1) / kMinInputRows);
     for (int64_t part = 0; part < parts; ++part) {
       AddColumns({ColumnsTask::kInput, 0, 0, 0, part * t / parts, (part + 1) * t / parts}, p.in,
                  columns, tasks);

@@ -100,10 +100,6 @@ HWY_INLINE void MicroKernel(const Strip<E>& s) {
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < N; ++v) sum[r][v] = hn::Zero(d);
   }
-  // C is needed at the end, and may be far away by then.
-  for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < N; ++v) __builtin_prefetch(s.c + r * s.c_stride + v * lanes);
-  }
   const E* HWY_RESTRICT a = s.a;
   const E* HWY_RESTRICT b = s.b;
   for (int64_t k = 0; k < s.depth; ++k, a += s.a_depth_stride, b += s.b_stride) {

@@ -176,6 +176,7 @@ const Case kCases[] = {
     {.t = 70, .in = 96, .outs = {64, 16, 16}, .ranks = {8, 8, 8}, .ends = {70}},
     {.t = 37, .in = 53, .outs = {19, 130}, .ranks = {3, 5}, .ends = {37}, .bias = true},
     {.t = 3, .in = 40, .outs = {24, 7}, .ranks = {4, 2}, .ends = {2, 3}, .bias = true},
+    {.t = 70, .in = 512, .outs = {300, 16}, .ranks = {3, 8}, .ends = {33, 70}},
     // Branches that end inside vectors and tiles, some without rows; layers without a branch.
     {.t = 150, .in = 300, .outs = {33, 48}, .ranks = {16, 0}, .ends = {0, 1, 9, 9, 80, 150}},
     {.t = 20, .in = 32, .outs = {32}, .ranks = {130}, .ends = {7, 20, 20}},

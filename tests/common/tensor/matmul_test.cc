@@ -106,6 +106,9 @@ void CheckAllDirections(DType type, const Shape& s, ThreadPool& pool) {
   std::vector<float> dx(static_cast<size_t>(s.t * s.cols), NAN);
   MatMulBackward(w.view, dy.data(), s.t, 1.0f, Accumulate::kNo, dx.data(), pool);
   EXPECT_LT(RelativeError(dx, NaiveProduct(s.t, s.cols, s.rows, dy_at, weight, 1.0, 0.0)), 3e-6);
+  std::fill(dx.begin(), dx.end(), 2.0f);
+  MatMulBackward(w.view, dy.data(), s.t, 3.0f, Accumulate::kYes, dx.data(), pool);
+  EXPECT_LT(RelativeError(dx, NaiveProduct(s.t, s.cols, s.rows, dy_at, weight, 3.0, 2.0)), 3e-6);
 
   std::vector<float> dw(static_cast<size_t>(s.rows * s.cols), NAN);
   MatMulWeightGradient(dy.data(), x.data(), s.t, s.rows, s.cols, 2.0f, Accumulate::kNo, dw.data(),
