@@ -40,7 +40,7 @@ struct ModelFamily {
 
 absl::Span<const ModelFamily> ModelFamilies();
 const ModelFamily* FindModelFamily(absl::string_view architecture);  // null: not supported
-std::string SupportedFamilies();                                // "llama, qwen2, ..."
+std::string SupportedFamilies();                                     // "llama, qwen2, ..."
 
 // The linears of a block, in the canonical order of an adapter's modules. A block has kQkv or all
 // of kQ, kK, kV, and kGateUp or both of kGate and kUp. A fused one is one linear with one adapter

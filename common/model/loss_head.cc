@@ -106,9 +106,8 @@ void LossHead::BackwardChunk(const Chunk& chunk, const GradientSink& sink, float
   }
   const HeadGradient gradient = model_.GradientOfHead(sink);
   const LinearBackwardCall head = {&model_.output(), &gradient.linear, u_.data(), logits_.data()};
-  LinearBackward({head}, normed_.data(), {chunk.rows, {chunk.rows}},
-                 nullptr, Accumulate::kNo, d_normed_.Get(size),
-                 pool_);
+  LinearBackward({head}, normed_.data(), {chunk.rows, {chunk.rows}}, nullptr, Accumulate::kNo,
+                 d_normed_.Get(size), pool_);
   float* const d_hidden = d_hidden_.Get(size);
   std::fill_n(d_hidden, size, 0.0f);
   RmsNormBackward(hidden_.data(), model_.model().output_norm(), inv_.data(), d_normed_.data(),

@@ -28,9 +28,9 @@ struct SimulationOptions {
   NodeDataOptions data;   // data.seed is set from the run's seed
   std::string data_name;  // for people; default: data.path
   std::string out_dir;
-  v1::RunConfig run;          // nodes_per_round is capped to the nodes, min_nodes is their number
-  int workers = 1;            // nodes trained at a time
-  bool centralized = true;    // also train the reference on the pooled data
+  v1::RunConfig run;        // nodes_per_round is capped to the nodes, min_nodes is their number
+  int workers = 1;          // nodes trained at a time
+  bool centralized = true;  // also train the reference on the pooled data
   // Its learning rate of the first round. 0: the run's, divided by the square root of the cohort: a
   // round averages over as many batches, and that is how Adam's rate goes with the batch size
   // (Malladi et al. 2022).
