@@ -81,7 +81,8 @@ TEST(ConfigFileTest, TakesEmptyTextAndEmptyFieldsAsNotWritten) {
 
 TEST(ConfigFileTest, NamesUnknownFieldWithLineAndKnownOnes) {
   EXPECT_EQ(ErrorOf("listen: a:1\nrun:\n  lora:\n    rnak: 3\n"),
-            "fedge.yaml:4:5: run.lora: unknown field 'rnak'; known: rank, alpha, target_modules");
+            "fedge.yaml:4:5: run.lora: unknown field 'rnak'; known: rank, alpha, target_modules, "
+            "rslora, init, init_from");
 }
 
 TEST(ConfigFileTest, NamesWrongTypeWithLine) {
