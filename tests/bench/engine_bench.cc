@@ -3,7 +3,7 @@
 //   engine_bench                     tables: peaks, products, LoRA overhead, demo model
 //   engine_bench --summary           one JSON object
 //   engine_bench --filter Q4_0       only products of that weight type, or only one of the other
-//                                    tables: onednn, decode, lora, demo
+//                                    tables: onednn, decode, lora, models, demo
 //   engine_bench --shape 896x4864 --tokens 512 --threads 1
 //                                    only products like that
 //   engine_bench --repeat 20         pieces of each measurement, best of (default 9)
@@ -29,6 +29,7 @@
 #include "common/tensor/quantize.h"
 #include "common/training/optimizer.h"
 #include "tests/bench/machine_peaks.h"
+#include "tests/bench/model_steps.h"
 #include "tests/bench/onednn_reference.h"
 
 namespace fedge {
@@ -408,6 +409,46 @@ void AddProducts(const Options& options, Fields& fields) {
   fields.emplace_back("gemm_bf16_ratio_min", HasBFloat16Dot() ? least.bf16 : 0);
 }
 
+// Models of real sizes: a step takes seconds, and a few show the best.
+constexpr int kModelRepeat = 3;
+
+void AddModels(Fields& fields) {
+  const int threads = std::min(2, ThreadPool::AvailableProcessors());
+  const ModelSteps small =
+      MeasureModel("0.5b", DType::kQ4_0, threads, kModelRepeat).value_or(ModelSteps());
+  fields.emplace_back("step_05b_tokens_per_s", small.tokens_per_s);
+  fields.emplace_back("step_05b_ratio", small.of_peak);
+  fields.emplace_back("step_05b_peak_rss_mb", small.peak_rss_mb);
+  const ModelSteps large =
+      MeasureModel("1b", DType::kQ4_0, threads, kModelRepeat).value_or(ModelSteps());
+  fields.emplace_back("step_1b_tokens_per_s", large.tokens_per_s);
+  fields.emplace_back("step_1b_ratio", large.of_peak);
+  fields.emplace_back("step_1b_peak_rss_mb", large.peak_rss_mb);
+  fields.emplace_back("prefill_1b_q4_0_tokens_per_s", large.prompt_tokens_per_s);
+  fields.emplace_back("prefill_1b_q4_0_ratio", large.prompt_of_peak);
+}
+
+void ModelTable() {
+  std::printf(
+      "\nmodel, %lld tokens a step, rank 16: start s, trained tokens/s, of peak, prompt tokens/s, "
+      "of peak, MB estimated, peak, of them the file\n",
+      static_cast<long long>(kStepTokens));
+  for (const char* shape : {"0.5b", "1b"}) {
+    for (const DType type : {DType::kQ4_0, DType::kQ8_0, DType::kQ4_K}) {
+      for (const int threads : {1, 2}) {
+        const auto steps = MeasureModel(shape, type, threads, kModelRepeat);
+        if (!steps) continue;
+        std::printf("%-4s %-4s  %d  %5.2f  %7.1f %5.1f%%  %7.1f %5.1f%%  %6.0f %6.0f %6.0f\n",
+                    shape, std::string(DTypeName(type)).c_str(), threads,
+                    steps->seconds_to_first_step, steps->tokens_per_s, 100 * steps->of_peak,
+                    steps->prompt_tokens_per_s, 100 * steps->prompt_of_peak, steps->estimated_mb,
+                    steps->peak_rss_mb, steps->file_mb);
+        std::fflush(stdout);
+      }
+    }
+  }
+}
+
 void AddDemo(const Options& options, Fields& fields) {
   fields.emplace_back("demo_tokens_per_s", DemoTokensPerSecond(options, Precisions().back(), 2));
 }
@@ -416,6 +457,7 @@ void PrintSummary(const Options& options) {
   Fields fields;
   AddPeaks(fields);
   AddProducts(options, fields);
+  AddModels(fields);
   AddDemo(options, fields);
   std::printf("{");
   for (size_t i = 0; i < fields.size(); ++i) {
@@ -432,7 +474,8 @@ void PrintTables(const Options& options) {
   for (const auto& [name, value] : fields) std::printf("  %s %.1f", name.c_str(), value);
   std::printf("\n");
   const bool products = options.filter != "lora" && options.filter != "demo" &&
-                        options.filter != "onednn" && options.filter != "decode";
+                        options.filter != "onednn" && options.filter != "decode" &&
+                        options.filter != "models";
   if (products) {
     const LeastRatios least = Products(options, true);
     std::printf("least: fp32 %.3f, bf16 %.3f\n", least.fp32, least.bf16);
@@ -440,6 +483,7 @@ void PrintTables(const Options& options) {
   if (all || options.filter == "onednn") OneDnnComparison(options);
   if (all || options.filter == "decode") Decoding(options);
   if (all || options.filter == "lora") LoraOverhead(options);
+  if (all || options.filter == "models") ModelTable();
   if (all || options.filter == "demo") {
     for (const Precision precision : Precisions()) {
       for (const int threads : {1, 2}) {
@@ -456,6 +500,7 @@ void PrintTables(const Options& options) {
 int main(int argc, char** argv) {
   setenv("OMP_NUM_THREADS", "1", 0);  // oneDNN's
   fedge::Options options;
+  std::string measured_model;  // see tests/bench/model_steps.h
   for (int i = 1; i < argc; ++i) {
     const std::string flag = argv[i];
     if (flag == "--summary") {
@@ -470,12 +515,17 @@ int main(int argc, char** argv) {
       options.threads = std::atoi(argv[++i]);
     } else if (flag == "--repeat" && i + 1 < argc) {
       options.repeat = std::atoi(argv[++i]);
+    } else if (flag == "--measure-model" && i + 1 < argc) {
+      measured_model = argv[++i];
     } else if (flag == "--model" && i + 1 < argc) {
       options.model = argv[++i];
     } else {
       std::fprintf(stderr, "engine_bench: unknown option %s\n", argv[i]);
       return 2;
     }
+  }
+  if (!measured_model.empty()) {
+    return fedge::MeasureModelHere(measured_model, std::max(1, options.threads), options.repeat);
   }
   options.summary ? fedge::PrintSummary(options) : fedge::PrintTables(options);
   return 0;
