@@ -88,6 +88,19 @@ absl::Status ParseCodec(const v1::CodecPlan& plan, Task* task) {
   return absl::OkStatus();
 }
 
+absl::Status ParseSlice(const v1::Assignment& assignment, Task* task) {
+  if (!assignment.has_slice()) return absl::OkStatus();
+  const v1::AdapterSliceProto& proto = assignment.slice();
+  if (!v1::AdapterSliceProto::Factors_IsValid(proto.factors())) {
+    return OutOfBounds("slice.factors", proto.factors(), "{0, 1, 2}");
+  }
+  task->training.slice.factors = static_cast<SliceFactors>(proto.factors());
+  task->training.slice.first_component = proto.first_component();
+  task->training.slice.end_component = proto.end_component();
+  const absl::Status fits = SliceLayout::Create(task->lora, task->training.slice).status();
+  return fits.ok() ? fits : Annotate(fits, "assignment");
+}
+
 }  // namespace
 
 absl::StatusOr<LoraSpec> LoraSpecFromProto(const v1::LoraSpecProto& proto) {
@@ -122,6 +135,7 @@ absl::StatusOr<Task> ParseTask(const v1::Assignment& assignment, const std::stri
   task.adapter_version = assignment.adapter_version();
   task.adapter = assignment.adapter();
   RETURN_IF_ERROR(ParseTraining(assignment.training(), base, &task));
+  RETURN_IF_ERROR(ParseSlice(assignment, &task));
   RETURN_IF_ERROR(ParseCodec(assignment.codec(), &task));
   // The server's seed is the round's; each node draws its own order from it.
   Rng own = Rng::Stream(assignment.seed(), absl::StrCat("task/", node_id), assignment.round());

@@ -122,7 +122,30 @@ void FillCodec(const v1::CodecConfig& codec, Limits& limits, RunPlan& plan) {
       plan.codec.encoding != UpdateEncoding::kDenseFp16 && !codec.no_error_feedback();
 }
 
+int64_t LargestRank(const LoraSpec& spec) {
+  int64_t rank = 0;
+  for (const LoraModule& module : spec.modules()) rank = std::max(rank, module.rank);
+  return rank;
+}
+
+void FillMode(const v1::AggregationConfig& aggregation, Limits& limits, RunPlan& plan) {
+  if (aggregation.has_mode()) {
+    if (aggregation.mode() == "rolora") {
+      plan.aggregation = AggregationMode::kRoLora;
+    } else if (aggregation.mode() == "ffa") {
+      plan.aggregation = AggregationMode::kFfa;
+    } else if (aggregation.mode() != "factor-averaging") {
+      limits.Fail(absl::StrCat("run.aggregation.mode: '", aggregation.mode(),
+                               "' is not known; use factor-averaging, rolora or ffa"));
+    }
+  }
+  plan.components_per_round = aggregation.components_per_round();
+  limits.AtMost("run.aggregation.components_per_round", plan.components_per_round,
+                LargestRank(plan.lora));
+}
+
 void FillAggregation(const v1::AggregationConfig& aggregation, Limits& limits, RunPlan& plan) {
+  FillMode(aggregation, limits, plan);
   if (aggregation.has_server_learning_rate()) {
     plan.server_learning_rate = aggregation.server_learning_rate();
   }
@@ -225,6 +248,31 @@ void FillAssignment(const RunPlan& plan, v1::Assignment& assignment) {
   codec.set_density(plan.codec.density);
   codec.set_value_bits(static_cast<uint32_t>(plan.codec.value_bits));
   codec.set_error_feedback(plan.error_feedback);
+}
+
+AdapterSlice SliceOf(const RunPlan& plan, uint64_t version) {
+  AdapterSlice slice;
+  if (plan.aggregation == AggregationMode::kFfa) slice.factors = SliceFactors::kB;
+  if (plan.aggregation == AggregationMode::kRoLora) {
+    // B first: the gradient of A is zero as long as B is.
+    slice.factors = version % 2 == 0 ? SliceFactors::kB : SliceFactors::kA;
+    version /= 2;
+  }
+  if (plan.components_per_round > 0) {
+    const int64_t turns =
+        (LargestRank(plan.lora) + plan.components_per_round - 1) / plan.components_per_round;
+    slice.first_component =
+        static_cast<int64_t>(version % static_cast<uint64_t>(turns)) * plan.components_per_round;
+    slice.end_component =
+        std::min(slice.first_component + plan.components_per_round, LargestRank(plan.lora));
+  }
+  return slice;
+}
+
+void FillSlice(const AdapterSlice& slice, v1::AdapterSliceProto& proto) {
+  proto.set_factors(static_cast<v1::AdapterSliceProto::Factors>(slice.factors));
+  proto.set_first_component(static_cast<uint32_t>(slice.first_component));
+  proto.set_end_component(static_cast<uint32_t>(slice.end_component));
 }
 
 float LocalLearningRate(const RunPlan& plan, uint64_t version) {

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/adapter/adapter_slice.h"
 #include "common/adapter/lora_adapter.h"
 #include "common/base/digest.h"
 #include "common/codec/update_codec.h"
@@ -16,10 +17,18 @@
 namespace fedge {
 
 namespace v1 {
+class AdapterSliceProto;
 class Assignment;
 class RunConfig;
 class ServerConfig;
 }  // namespace v1
+
+// How updates become the next version.
+enum class AggregationMode {
+  kFactorAveraging,  // A and B are averaged, each by itself
+  kRoLora,           // B in versions 0, 2, ..., A in the others: exact, and half the bytes
+  kFfa,              // B only: exact, half the bytes, A never leaves its seed
+};
 
 struct RunPlan {
   std::string run_id = "default";
@@ -47,7 +56,9 @@ struct RunPlan {
   EncodeOptions codec;
   bool error_feedback = true;
   // What becomes of the updates.
-  uint64_t max_update_bytes = 0;  // of an encoded update
+  AggregationMode aggregation = AggregationMode::kFactorAveraging;
+  int64_t components_per_round = 0;  // 0: all
+  uint64_t max_update_bytes = 0;     // of an encoded update
   uint64_t max_examples_per_node = 1'000'000;
   double server_learning_rate = 1;
   double server_momentum = 0;  // Nesterov
@@ -71,6 +82,11 @@ absl::StatusOr<RunPlan> MakeRunPlan(const v1::ServerConfig& config, LoraSpec lor
 // The parts of an assignment that are the same for all nodes and rounds of a run: run id, base
 // model, LoRA layout, training and codec plans.
 void FillAssignment(const RunPlan& plan, v1::Assignment& assignment);
+
+// What a round that starts from `version` trains. Components take turns, in rolora both factors of
+// the same components one after the other.
+AdapterSlice SliceOf(const RunPlan& plan, uint64_t version);
+void FillSlice(const AdapterSlice& slice, v1::AdapterSliceProto& proto);
 
 // The local learning rate of a task that starts from `version`: local training is noisy, and the
 // noise of the last rounds would stay in the adapter.

@@ -58,15 +58,49 @@ std::vector<Example> Trainable(const std::vector<Example>& examples) {
   return result;
 }
 
-// A and B of each module in turn, as the flat buffer has them.
-std::vector<ParameterGroup> FactorGroups(const LoraSpec& spec, float lora_plus_ratio) {
-  std::vector<ParameterGroup> groups;
-  for (const LoraModule& module : spec.modules()) {
-    groups.push_back({module.a_size(), 1.0f});
-    groups.push_back({module.b_size(), lora_plus_ratio});
+// The trained coordinates of the adapter, next to each other, and their optimizer.
+class SlicedOptimizer {
+ public:
+  SlicedOptimizer(SliceLayout layout, const TrainOptions& options)
+      : layout_(std::move(layout)),
+        adamw_(FactorGroups(layout_, options.lora_plus_ratio), options.adamw),
+        clip_norm_(options.clip_norm) {
+    if (layout_.whole()) return;
+    gradient_.resize(static_cast<size_t>(layout_.size()));
+    values_.resize(gradient_.size());
   }
-  return groups;
-}
+
+  // Returns the norm of the slice's gradient before it was clipped; when that is not finite, no
+  // step was made. `gradient` is used up.
+  double Step(absl::Span<float> gradient, float rate, absl::Span<float> values) {
+    if (layout_.whole()) return ClipAndStep(gradient, rate, values);
+    layout_.Gather(gradient, absl::MakeSpan(gradient_));
+    layout_.Gather(values, absl::MakeSpan(values_));
+    const double norm = ClipAndStep(absl::MakeSpan(gradient_), rate, absl::MakeSpan(values_));
+    layout_.Scatter(values_, values);
+    return norm;
+  }
+
+ private:
+  static std::vector<ParameterGroup> FactorGroups(const SliceLayout& layout,
+                                                  float lora_plus_ratio) {
+    std::vector<ParameterGroup> groups;
+    for (const SliceRun& run : layout.runs()) {
+      groups.push_back({run.size, run.is_b ? lora_plus_ratio : 1.0f});
+    }
+    return groups;
+  }
+  double ClipAndStep(absl::Span<float> gradient, float rate, absl::Span<float> values) {
+    const double norm = ClipByGlobalNorm(clip_norm_, gradient);
+    if (std::isfinite(norm)) adamw_.Step(gradient, rate, values);
+    return norm;
+  }
+
+  SliceLayout layout_;
+  AdamW adamw_;
+  double clip_norm_;
+  std::vector<float> gradient_, values_;  // of the slice; unused for the whole
+};
 
 // Rows [first, first + rows) of `batch`, without the columns after their last target: nothing
 // learns from those.
@@ -135,7 +169,8 @@ absl::StatusOr<TrainResult> TrainAdapter(Transformer& transformer,
   }
   BatchSampler sampler(std::move(trainable), options.batch_size, options.length,
                        Rng::Stream(options.seed, "batches"), options.completion_weight);
-  AdamW adamw(FactorGroups(adapter.spec(), options.lora_plus_ratio), options.adamw);
+  ASSIGN_OR_RETURN(SliceLayout layout, SliceLayout::Create(adapter.spec(), options.slice));
+  SlicedOptimizer optimizer(std::move(layout), options);
   std::vector<float> gradient(adapter.values().size());
   double loss_sum = 0;
   for (int64_t step = 1; step <= options.steps; ++step) {
@@ -147,9 +182,8 @@ absl::StatusOr<TrainResult> TrainAdapter(Transformer& transformer,
                                             dropout, absl::MakeSpan(gradient));
     const float rate = options.learning_rate.At(step - 1);
     if (!std::isfinite(loss.nats)) return NotFinite("loss", step, rate);
-    const double norm = ClipByGlobalNorm(options.clip_norm, absl::MakeSpan(gradient));
+    const double norm = optimizer.Step(absl::MakeSpan(gradient), rate, adapter.values());
     if (!std::isfinite(norm)) return NotFinite("gradient", step, rate);
-    adamw.Step(gradient, rate, adapter.values());
 
     result.num_tokens += loss.num_tokens;
     result.last_loss = loss.mean();

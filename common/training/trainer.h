@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "common/adapter/adapter_slice.h"
 #include "common/adapter/lora_adapter.h"
 #include "common/model/transformer.h"
 #include "common/training/dataset.h"
@@ -29,7 +30,9 @@ struct TrainOptions {
   AdamWOptions adamw;
   // Of the products with the frozen weights; gradients differ by about 1 % of their length.
   Precision precision = Precision::kBFloat16;
-  double clip_norm = 1.0;
+  double clip_norm = 1.0;  // of the slice's gradient
+  // What is trained; the rest of the adapter stays as it is.
+  AdapterSlice slice;
   uint64_t seed = 0;
 };
 
@@ -50,9 +53,8 @@ struct TrainResult {
 };
 
 // Trains `adapter` in place. `on_step` (may be empty) returns false to stop early (Cancelled).
-// FailedPrecondition: no example has a trained token. InvalidArgument: an option is out of range.
-// Internal: the loss is not finite (names the
-// step).
+// FailedPrecondition: no example has a trained token. InvalidArgument: an option is out of range
+// or the adapter has nothing of the slice. Internal: the loss is not finite (names the step).
 absl::StatusOr<TrainResult> TrainAdapter(Transformer& transformer,
                                          const std::vector<Example>& examples,
                                          const TrainOptions& options,

@@ -153,6 +153,32 @@ class ParticipantTest : public ::testing::Test {
   ManualClock clock_;
 };
 
+TEST_F(ParticipantTest, SendsTheSliceOfTheTask) {
+  v1::Assignment& task = OfferTask(1, 0);
+  task.mutable_slice()->set_factors(v1::AdapterSliceProto::B);
+  task.mutable_slice()->set_end_component(1);
+  task.mutable_codec()->set_encoding(v1::CodecPlan::DENSE_FP16);
+  Participant participant = MakeParticipant();
+  ASSERT_EQ(Step(participant).kind, StepKind::kAccepted);
+  std::vector<float> sent = DecodeUpdate(server_.received_whole, spec_.layout_hash(),
+                                         static_cast<uint64_t>(spec_.num_parameters()))
+                                .value()
+                                .values;
+  std::vector<float> inside = sent;
+  SliceLayout::Create(spec_, {SliceFactors::kB, 0, 1}).value().ClearOutside(absl::MakeSpan(inside));
+  EXPECT_EQ(sent, inside);
+  EXPECT_NE(sent, std::vector<float>(sent.size()));
+}
+
+TEST_F(ParticipantTest, RefusesASliceThatTheAdapterHasNot) {
+  OfferTask(1, 0).mutable_slice()->set_first_component(2);
+  server_.answer.mutable_assignment()->mutable_slice()->set_end_component(4);
+  Participant participant = MakeParticipant();
+  const StepOutcome outcome = Step(participant);
+  EXPECT_EQ(outcome.kind, StepKind::kFailed);
+  EXPECT_THAT(outcome.detail, HasSubstr("no module of the adapter has A and B, components 2-3"));
+}
+
 TEST_F(ParticipantTest, SendsWhatTrainingChanged) {
   Participant participant = MakeParticipant();
   const StepOutcome outcome = Step(participant);

@@ -153,6 +153,31 @@ TEST(RunPlanTest, FillsAssignments) {
   EXPECT_NE(other.training().split_seed(), split_seed);
 }
 
+TEST(RunPlanTest, SlicesFollowTheModeAndTakeTurns) {
+  const AdapterSlice whole;
+  EXPECT_EQ(SliceOf(*Plan("{}"), 0), whole);
+  EXPECT_EQ(SliceOf(*Plan("run: {aggregation: {mode: factor-averaging}}"), 5), whole);
+  const auto ffa = Plan("run: {aggregation: {mode: ffa}}");
+  const AdapterSlice b{SliceFactors::kB, 0, kMaxLoraRank};
+  EXPECT_EQ(SliceOf(*ffa, 0), b);
+  EXPECT_EQ(SliceOf(*ffa, 1), b);
+  const auto rolora = Plan("run: {aggregation: {mode: rolora}}");
+  EXPECT_EQ(SliceOf(*rolora, 0), b);
+  EXPECT_EQ(SliceOf(*rolora, 1), (AdapterSlice{SliceFactors::kA, 0, kMaxLoraRank}));
+  // The plan's adapter has rank 2.
+  const auto turns = Plan("run: {aggregation: {components_per_round: 1}}");
+  EXPECT_EQ(SliceOf(*turns, 0), (AdapterSlice{SliceFactors::kBoth, 0, 1}));
+  EXPECT_EQ(SliceOf(*turns, 1), (AdapterSlice{SliceFactors::kBoth, 1, 2}));
+  EXPECT_EQ(SliceOf(*turns, 2), (AdapterSlice{SliceFactors::kBoth, 0, 1}));
+  const auto both = Plan("run: {aggregation: {mode: rolora, components_per_round: 1}}");
+  EXPECT_EQ(SliceOf(*both, 1), (AdapterSlice{SliceFactors::kA, 0, 1}));
+  EXPECT_EQ(SliceOf(*both, 2), (AdapterSlice{SliceFactors::kB, 1, 2}));
+  EXPECT_EQ(ErrorOf("run: {aggregation: {mode: fedavg}}"),
+            "run.aggregation.mode: 'fedavg' is not known; use factor-averaging, rolora or ffa");
+  EXPECT_EQ(ErrorOf("run: {aggregation: {components_per_round: 3}}"),
+            "run.aggregation.components_per_round: 3 is above 2");
+}
+
 TEST(RunPlanTest, LetsTheLocalLearningRateFallOverTheRounds) {
   auto plan = Plan("run: {rounds: 3, training: {learning_rate: 0.01}}");
   EXPECT_FLOAT_EQ(LocalLearningRate(*plan, 0), 0.01f);

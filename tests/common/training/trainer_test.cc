@@ -3,8 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <memory>
+#include <utility>
 
 #include "common/base/thread_pool.h"
 #include "common/formats/gguf.h"
@@ -151,6 +154,56 @@ TEST_F(TrainerTest, DropoutIsTheSameForAnyThreadsAndWithinRoundingForAnyPasses) 
   EXPECT_NE(plain.values(), one.values());
   options_.lora_dropout = 1;
   EXPECT_EQ(Train(plain).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(TrainerTest, TrainsTheSliceAndLeavesTheRest) {
+  options_.adamw.weight_decay = 0.1f;  // must not touch the rest either
+  for (const AdapterSlice& slice : std::vector<AdapterSlice>{{SliceFactors::kB, 0, kMaxLoraRank},
+                                                             {SliceFactors::kBoth, 1, 3}}) {
+    options_.slice = slice;
+    LoraAdapter adapter = NewAdapter();
+    const absl::StatusOr<TrainResult> result = Train(adapter);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_LT(result->last_loss, result->first_loss - 0.2) << DescribeSlice(slice);
+    const LoraAdapter before = NewAdapter();
+    std::vector<float> moved(adapter.values().size());
+    for (size_t i = 0; i < moved.size(); ++i) moved[i] = adapter.values()[i] - before.values()[i];
+    std::vector<float> inside = moved;
+    const SliceLayout layout = SliceLayout::Create(adapter.spec(), slice).value();
+    layout.ClearOutside(absl::MakeSpan(inside));
+    EXPECT_EQ(moved, inside) << DescribeSlice(slice);
+    const auto changed = std::count_if(moved.begin(), moved.end(), [](float x) { return x != 0; });
+    EXPECT_GT(changed, layout.size() * 9 / 10);
+  }
+}
+
+TEST_F(TrainerTest, TheFirstComponentsAreTrainedAsAnAdapterOfTheirRank) {
+  options_.slice = {SliceFactors::kBoth, 0, 2};
+  options_.precision = Precision::kFloat32;
+  LoraAdapter nested = NewAdapter();  // B is zero: the other components do nothing
+  LoraTargets targets;
+  targets.rank = 2;
+  targets.alpha = nested.spec().alpha() / 2;  // the same scale
+  LoraAdapter small(model_->MakeLoraSpec(targets).value());
+  for (size_t i = 0; i < small.spec().modules().size(); ++i) {
+    const auto module = static_cast<int64_t>(i);
+    const absl::Span<const float> a = std::as_const(nested).a(module);
+    std::copy_n(a.begin(), small.a(module).size(), small.a(module).begin());
+  }
+  ASSERT_TRUE(Train(nested).ok());
+  options_.slice = AdapterSlice();
+  ASSERT_TRUE(Train(small).ok());
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < small.spec().modules().size(); ++i) {
+    const auto module = static_cast<int64_t>(i);
+    const absl::Span<const float> expected = std::as_const(small).b(module);
+    for (size_t j = 0; j < expected.size(); ++j) {
+      difference += std::pow(expected[j] - std::as_const(nested).b(module)[j], 2);
+      norm += std::pow(expected[j], 2);
+    }
+  }
+  EXPECT_GT(norm, 0);
+  EXPECT_LT(std::sqrt(difference / norm), 0.02);  // sums of another rank have another order
 }
 
 TEST_F(TrainerTest, StopsWhenAsked) {
