@@ -158,13 +158,13 @@ absl::StatusOr<LoraAdapter> Participant::FetchAdapter(const LoraSpec& spec,
     const auto parameters = static_cast<uint64_t>(spec.num_parameters());
     // No encoding of an adapter is larger than the dense one.
     const uint64_t bound =
-        EncodedSizeBound(parameters, EncodeOptions{.encoding = UpdateEncoding::kDenseFp16});
+        EncodedSizeBound(parameters, {.support = UpdateSupport::kDense, .value_bits = 16});
     ASSIGN_OR_RETURN(adapter_bytes_, transfer_.Fetch(options_.node_id, ref, bound));
     adapter_hash_ = ref.sha256();
     download_bytes_ = adapter_bytes_.size();
   }
-  absl::StatusOr<DecodedUpdate> decoded = DecodeUpdate(
-      adapter_bytes_, spec.layout_hash(), static_cast<uint64_t>(spec.num_parameters()));
+  const SliceLayout whole = SliceLayout::Whole(spec);
+  absl::StatusOr<DecodedUpdate> decoded = DecodeUpdate(adapter_bytes_, spec.layout_hash(), whole);
   if (!options_.keep_adapter || !decoded.ok()) adapter_bytes_ = std::string();
   if (!decoded.ok()) return Annotate(decoded.status(), "global adapter");
   if (decoded->header.base_model != parts_.base->sha256()) {
@@ -176,7 +176,7 @@ absl::StatusOr<LoraAdapter> Participant::FetchAdapter(const LoraSpec& spec,
                                                       version, " was announced"));
   }
   LoraAdapter adapter(spec);
-  std::copy(decoded->values.begin(), decoded->values.end(), adapter.values().begin());
+  AddUpdate(*decoded, whole, 1, adapter.values());
   return adapter;
 }
 
@@ -256,20 +256,21 @@ absl::Status Participant::Encode(const Task& task, absl::Span<const float> delta
   header.num_examples = metrics.num_examples();
   header.layout_hash = task.lora.layout_hash();
   header.base_model = parts_.base->sha256();
-  header.num_parameters = static_cast<uint64_t>(task.lora.num_parameters());
+  const SliceLayout layout = SliceLayout::Whole(task.lora);
+  const auto parameters = static_cast<uint64_t>(task.lora.num_parameters());
   Outgoing outgoing;
   if (task.error_feedback) {
-    outgoing.feedback.emplace(header.layout_hash, header.base_model, header.num_parameters);
+    outgoing.feedback.emplace(header.layout_hash, header.base_model, parameters);
     if (!state.error_feedback.empty()) {
       // A residual of another adapter shape has no place in this one; the node starts afresh.
       const absl::Status restored = outgoing.feedback->Restore(state.error_feedback);
       if (!restored.ok()) {
-        outgoing.feedback.emplace(header.layout_hash, header.base_model, header.num_parameters);
+        outgoing.feedback.emplace(header.layout_hash, header.base_model, parameters);
       }
     }
-    ASSIGN_OR_RETURN(outgoing.bytes, outgoing.feedback->Prepare(delta, header, task.codec));
+    ASSIGN_OR_RETURN(outgoing.bytes, outgoing.feedback->Prepare(delta, layout, header, task.codec));
   } else {
-    ASSIGN_OR_RETURN(outgoing.bytes, EncodeUpdate(delta, header, task.codec, {}));
+    ASSIGN_OR_RETURN(outgoing.bytes, EncodeUpdate(delta, layout, header, task.codec, {}));
   }
   metrics.set_upload_bytes(outgoing.bytes.size());
   outgoing.metrics = std::move(metrics);

@@ -66,24 +66,30 @@ absl::Status ParseTraining(const v1::TrainingPlan& plan, const BaseModel& base, 
 }
 
 absl::Status ParseCodec(const v1::CodecPlan& plan, Task* task) {
-  switch (plan.encoding()) {
-    case v1::CodecPlan::DENSE_FP16:
-      task->codec.encoding = UpdateEncoding::kDenseFp16;
+  switch (plan.support()) {
+    case v1::CodecPlan::DENSE:
+      task->codec.support = UpdateSupport::kDense;
       break;
     case v1::CodecPlan::TOP_K:
-      task->codec.encoding = UpdateEncoding::kTopK;
-      if (!Within(plan.density(), 1e-9, 1)) return OutOfBounds("density", plan.density(), "(0, 1]");
-      if (plan.value_bits() != 2 && plan.value_bits() != 4 && plan.value_bits() != 8) {
-        return OutOfBounds("value_bits", plan.value_bits(), "{2, 4, 8}");
-      }
-      task->codec.density = plan.density();
-      task->codec.value_bits = static_cast<int>(plan.value_bits());
+      task->codec.support = UpdateSupport::kTopK;
+      break;
+    case v1::CodecPlan::SEEDED:
+      task->codec.support = UpdateSupport::kSeeded;
       break;
     default:
       return absl::UnimplementedError(
-          absl::StrCat("assignment: update encoding ", static_cast<int>(plan.encoding()),
-                       " is not known to this client (dense fp16, top-k); update the client"));
+          absl::StrCat("assignment: update support ", static_cast<int>(plan.support()),
+                       " is not known to this client (dense, top-k, seeded); update the client"));
   }
+  if (task->codec.support != UpdateSupport::kDense) {
+    if (!Within(plan.density(), 1e-9, 1)) return OutOfBounds("density", plan.density(), "(0, 1]");
+    task->codec.density = plan.density();
+  }
+  if (plan.value_bits() > 16) return OutOfBounds("value_bits", plan.value_bits(), "[1, 16]");
+  task->codec.value_bits = static_cast<int>(plan.value_bits());
+  task->codec.per_run = plan.per_run();
+  task->codec.stochastic = plan.stochastic();
+  RETURN_IF_ERROR(Annotate(CheckEncodeOptions(task->codec), "assignment"));
   task->error_feedback = plan.error_feedback();
   return absl::OkStatus();
 }
@@ -140,6 +146,10 @@ absl::StatusOr<Task> ParseTask(const v1::Assignment& assignment, const std::stri
   // The server's seed is the round's; each node draws its own order from it.
   Rng own = Rng::Stream(assignment.seed(), absl::StrCat("task/", node_id), assignment.round());
   task.training.seed = own.Next();
+  task.codec.rounding_seed = own.Next();
+  task.codec.seed = assignment.codec().shared_support()
+                        ? Rng::Stream(assignment.seed(), "support", assignment.round()).Next()
+                        : own.Next();
   task.deadline = absl::Milliseconds(
       static_cast<int64_t>(std::min<uint64_t>(assignment.deadline_ms(), uint64_t{1} << 40)));
   return task;

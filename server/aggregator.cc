@@ -35,11 +35,7 @@ UpdateAggregator::UpdateAggregator(int64_t num_parameters) {
   sums_.resize(static_cast<size_t>(num_parameters));
 }
 
-absl::Status UpdateAggregator::Accumulate(absl::Span<const float> values, uint64_t weight) {
-  if (values.size() != sums_.size()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the update has ", values.size(), " values, the adapter has ", sums_.size()));
-  }
+absl::Status UpdateAggregator::Check(absl::Span<const float> values, uint64_t weight) const {
   if (weight < 1 || weight > kMaxUpdateWeight) {
     return absl::InvalidArgumentError(
         absl::StrCat("the update's weight ", weight, " is outside 1 to ", kMaxUpdateWeight));
@@ -53,8 +49,39 @@ absl::Status UpdateAggregator::Accumulate(absl::Span<const float> values, uint64
                                                      " (did the training diverge?)"));
     }
   }
+  return absl::OkStatus();
+}
+
+absl::Status UpdateAggregator::Accumulate(absl::Span<const float> values, uint64_t weight) {
+  if (values.size() != sums_.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the update has ", values.size(), " values, the adapter has ", sums_.size()));
+  }
+  RETURN_IF_ERROR(Check(values, weight));
   const int64_t factor = static_cast<int64_t>(weight);
   for (size_t i = 0; i < values.size(); ++i) sums_[i] += factor * ToUnits(values[i]);
+  total_weight_ += weight;
+  ++num_updates_;
+  return absl::OkStatus();
+}
+
+absl::Status UpdateAggregator::Accumulate(const DecodedUpdate& update, const SliceLayout& layout,
+                                          uint64_t weight) {
+  if (layout.adapter_size() != static_cast<int64_t>(sums_.size())) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the update is of an adapter of ", layout.adapter_size(), " values, not ", sums_.size()));
+  }
+  RETURN_IF_ERROR(Check(update.values, weight));
+  const int64_t factor = static_cast<int64_t>(weight);
+  const float* value = update.values.data();
+  if (!update.coordinates.empty() || update.values.empty()) {
+    for (const uint32_t i : update.coordinates) sums_[i] += factor * ToUnits(*value++);
+  } else {
+    for (const SliceRun& run : layout.runs()) {
+      int64_t* const to = sums_.data() + run.offset;
+      for (int64_t i = 0; i < run.size; ++i) to[i] += factor * ToUnits(*value++);
+    }
+  }
   total_weight_ += weight;
   ++num_updates_;
   return absl::OkStatus();

@@ -17,6 +17,8 @@
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "common/adapter/adapter_slice.h"
+#include "common/codec/update_codec.h"
 
 namespace fedge {
 
@@ -36,6 +38,9 @@ class UpdateAggregator {
   // kMaxUpdateMagnitude, weight outside 1 to kMaxUpdateWeight. ResourceExhausted: the weights of
   // the round would pass kMaxTotalWeight. Nothing is added on error.
   absl::Status Accumulate(absl::Span<const float> values, uint64_t weight);
+  // The same for an update decoded with `layout`, at the cost of the values sent; what was not sent
+  // counts as zero.
+  absl::Status Accumulate(const DecodedUpdate& update, const SliceLayout& layout, uint64_t weight);
   // Adds another shard's sums. InvalidArgument: another size. ResourceExhausted: as above.
   absl::Status Merge(const UpdateAggregator& other);
   // sum(weight * value) / sum(weight). FailedPrecondition when nothing was accumulated,
@@ -46,6 +51,9 @@ class UpdateAggregator {
   int64_t num_updates() const { return num_updates_; }
 
  private:
+  // Before anything is added.
+  absl::Status Check(absl::Span<const float> values, uint64_t weight) const;
+
   std::vector<int64_t> sums_;  // of weight * round(value * 2^26)
   uint64_t total_weight_ = 0;
   int64_t num_updates_ = 0;

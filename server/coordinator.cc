@@ -225,7 +225,7 @@ UpdateVerdict Coordinator::SubmitUpdate(absl::string_view node_id, uint64_t roun
   if (status.ok()) {
     const AdmittedUpdate& admitted = *update.admitted;
     FEDGE_CHECK(admitted.round == round_ && admitted.base_version == state_.version);
-    status = aggregator_->Accumulate(admitted.values, admitted.weight);
+    status = aggregator_->Accumulate(admitted.update, admitted.layout, admitted.weight);
     if (status.ok()) participation.weight = admitted.weight;
   }
   participation.reason = std::string(status.message());

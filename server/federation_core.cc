@@ -126,10 +126,10 @@ absl::StatusOr<VersionRecord> FederationCore::StoreVersion(const ModelState& sta
   header.num_examples = total_weight;
   header.layout_hash = plan_.lora.layout_hash();
   header.base_model = plan_.base_model;
-  header.num_parameters = state.adapter.values().size();
-  EncodeOptions dense;
-  dense.encoding = UpdateEncoding::kDenseFp16;
-  ASSIGN_OR_RETURN(std::string encoded, EncodeUpdate(state.adapter.values(), header, dense, {}));
+  const EncodeOptions dense = {.support = UpdateSupport::kDense, .value_bits = 16};
+  ASSIGN_OR_RETURN(
+      std::string encoded,
+      EncodeUpdate(state.adapter.values(), SliceLayout::Whole(plan_.lora), header, dense, {}));
   record.version = state.version;
   record.created = clock_.Now();
   ASSIGN_OR_RETURN(record, store_->PublishVersion(plan_.run_id, std::move(record),

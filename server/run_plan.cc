@@ -102,24 +102,35 @@ void FillTraining(const v1::TrainingConfig& training, Limits& limits, RunPlan& p
 }
 
 void FillCodec(const v1::CodecConfig& codec, Limits& limits, RunPlan& plan) {
-  if (codec.has_encoding()) {
-    if (codec.encoding() == "dense-fp16") {
-      plan.codec.encoding = UpdateEncoding::kDenseFp16;
-    } else if (codec.encoding() != "top-k") {
-      limits.Fail(absl::StrCat("run.codec.encoding: '", codec.encoding(),
-                               "' is not known; use top-k or dense-fp16"));
+  if (codec.has_support()) {
+    if (codec.support() == "dense") {
+      plan.codec.support = UpdateSupport::kDense;
+    } else if (codec.support() == "seeded") {
+      plan.codec.support = UpdateSupport::kSeeded;
+    } else if (codec.support() != "top-k") {
+      limits.Fail(absl::StrCat("run.codec.support: '", codec.support(),
+                               "' is not known; use top-k, seeded or dense"));
     }
   }
+  const bool dense = plan.codec.support == UpdateSupport::kDense;
   if (codec.has_density()) plan.codec.density = codec.density();
   limits.AtMost("run.codec.density", limits.Above("run.codec.density", plan.codec.density, 0.0),
                 1.0);
-  const uint32_t bits = codec.has_value_bits() ? codec.value_bits() : 4;
-  if (bits != 2 && bits != 4 && bits != 8) {
-    limits.Fail(absl::StrCat("run.codec.value_bits: ", bits, " is not 2, 4 or 8"));
+  const uint32_t bits = codec.has_value_bits() ? codec.value_bits() : (dense ? 16 : 2);
+  if (bits == 0 || bits > 16 || (bits > 4 && bits % 8 != 0)) {
+    limits.Fail(absl::StrCat("run.codec.value_bits: ", bits, " is none of 1, 2, 3, 4, 8, 16"));
   }
   plan.codec.value_bits = static_cast<int>(bits);
-  plan.error_feedback =
-      plan.codec.encoding != UpdateEncoding::kDenseFp16 && !codec.no_error_feedback();
+  plan.codec.per_run = codec.per_run();
+  plan.codec.stochastic = codec.stochastic();
+  plan.shared_support = codec.shared_support();
+  const bool complete = dense && bits == 16;  // nothing is left out, so nothing is kept
+  plan.error_feedback = !complete && !codec.no_error_feedback();
+  if (plan.codec.stochastic && plan.error_feedback) {
+    limits.Fail(
+        "run.codec.stochastic: needs no_error_feedback; error feedback makes up for what "
+        "the nearest value loses");
+  }
 }
 
 int64_t LargestRank(const LoraSpec& spec) {
@@ -243,11 +254,15 @@ void FillAssignment(const RunPlan& plan, v1::Assignment& assignment) {
   training.set_validation_fraction(plan.validation_fraction);
   training.set_split_seed(Rng::Stream(plan.seed, "split").Next());
   v1::CodecPlan& codec = *assignment.mutable_codec();
-  codec.set_encoding(plan.codec.encoding == UpdateEncoding::kTopK ? v1::CodecPlan::TOP_K
-                                                                  : v1::CodecPlan::DENSE_FP16);
+  codec.set_support(plan.codec.support == UpdateSupport::kTopK     ? v1::CodecPlan::TOP_K
+                    : plan.codec.support == UpdateSupport::kSeeded ? v1::CodecPlan::SEEDED
+                                                                   : v1::CodecPlan::DENSE);
   codec.set_density(plan.codec.density);
   codec.set_value_bits(static_cast<uint32_t>(plan.codec.value_bits));
   codec.set_error_feedback(plan.error_feedback);
+  codec.set_per_run(plan.codec.per_run);
+  codec.set_stochastic(plan.codec.stochastic);
+  codec.set_shared_support(plan.shared_support);
 }
 
 AdapterSlice SliceOf(const RunPlan& plan, uint64_t version) {

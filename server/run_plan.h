@@ -55,6 +55,7 @@ struct RunPlan {
   double validation_fraction = 0.1;
   EncodeOptions codec;
   bool error_feedback = true;
+  bool shared_support = false;  // of a seeded support: the same for all nodes of a round
   // What becomes of the updates.
   AggregationMode aggregation = AggregationMode::kFactorAveraging;
   int64_t components_per_round = 0;  // 0: all

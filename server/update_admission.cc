@@ -43,24 +43,20 @@ absl::StatusOr<AdmittedUpdate> AdmitUpdate(const RunPlan& plan, uint64_t round,
   // The header first: it decides most refusals at the cost of its own size.
   ASSIGN_OR_RETURN(const UpdateHeader header, ReadUpdateHeader(bytes));
   RETURN_IF_ERROR(CheckHeader(plan, round, base_version, header));
-  ASSIGN_OR_RETURN(DecodedUpdate decoded,
-                   DecodeUpdate(bytes, plan.lora.layout_hash(),
-                                static_cast<uint64_t>(plan.lora.num_parameters())));
   AdmittedUpdate update;
+  update.layout = SliceLayout::Whole(plan.lora);
+  ASSIGN_OR_RETURN(update.update, DecodeUpdate(bytes, plan.lora.layout_hash(), update.layout));
   update.round = round;
   update.base_version = base_version;
   update.weight = std::min(header.num_examples, plan.max_examples_per_node);
-  update.values = std::move(decoded.values);
   double sum = 0;
-  for (const float value : update.values) {
-    if (!std::isfinite(value))
-      return absl::InvalidArgumentError("update: holds a non-finite value");
+  for (const float value : update.update.values) {
     sum += static_cast<double>(value) * static_cast<double>(value);
   }
   update.norm = std::sqrt(sum);
   if (plan.max_update_norm > 0 && update.norm > plan.max_update_norm) {
     const double factor = plan.max_update_norm / update.norm;
-    for (float& value : update.values) {
+    for (float& value : update.update.values) {
       value = static_cast<float>(static_cast<double>(value) * factor);
     }
   }

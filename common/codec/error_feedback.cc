@@ -36,19 +36,26 @@ ErrorFeedback::ErrorFeedback(const Digest& layout_hash, const Digest& base_model
       residual_(static_cast<size_t>(num_parameters)) {}
 
 absl::StatusOr<std::string> ErrorFeedback::Prepare(absl::Span<const float> delta,
+                                                   const SliceLayout& layout,
                                                    const UpdateHeader& header,
                                                    const EncodeOptions& options) {
   if (header.layout_hash != layout_hash_ || header.base_model != base_model_) {
     return absl::FailedPreconditionError(
         "the update is for another adapter layout or base model than the residual");
   }
-  if (delta.size() != residual_.size()) {
+  if (delta.size() != residual_.size() ||
+      layout.adapter_size() != static_cast<int64_t>(delta.size())) {
     return absl::InvalidArgumentError(
         absl::StrCat("the update has ", delta.size(), " values, the residual ", residual_.size()));
   }
-  std::vector<float> sum(delta.begin(), delta.end());
-  for (size_t i = 0; i < sum.size(); ++i) sum[i] += residual_[i];
-  ASSIGN_OR_RETURN(std::string bytes, EncodeUpdate(sum, header, options, absl::MakeSpan(sum)));
+  std::vector<float> sum = residual_;
+  for (const SliceRun& run : layout.runs()) {
+    for (int64_t i = run.offset; i < run.offset + run.size; ++i) {
+      sum[static_cast<size_t>(i)] += delta[static_cast<size_t>(i)];
+    }
+  }
+  ASSIGN_OR_RETURN(std::string bytes,
+                   EncodeUpdate(sum, layout, header, options, absl::MakeSpan(sum)));
   // As it will come back from disk.
   for (float& value : sum) value = HalfToFloat(FloatToHalf(value));
   pending_ = std::move(sum);

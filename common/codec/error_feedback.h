@@ -30,11 +30,12 @@ class ErrorFeedback {
   // Residuals of another layout or base model are meaningless: the state is tagged with both.
   ErrorFeedback(const Digest& layout_hash, const Digest& base_model, uint64_t num_parameters);
 
-  // Encodes delta + residual. An earlier Prepare that was neither committed nor discarded counts as
+  // Encodes the slice `layout` of delta + residual (both flat); outside the slice the residual
+  // stays as it is. An earlier Prepare that was neither committed nor discarded counts as
   // discarded. FailedPrecondition: the header names another layout or base model; otherwise as
   // EncodeUpdate. Nothing changes on error.
-  absl::StatusOr<std::string> Prepare(absl::Span<const float> delta, const UpdateHeader& header,
-                                      const EncodeOptions& options);
+  absl::StatusOr<std::string> Prepare(absl::Span<const float> delta, const SliceLayout& layout,
+                                      const UpdateHeader& header, const EncodeOptions& options);
   void Commit();   // after the server's receipt; there must be a pending update
   void Discard();  // rejected: the residual of before Prepare stays
 

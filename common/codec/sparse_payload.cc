@@ -98,16 +98,19 @@ class BlockReader {
  public:
   BlockReader(absl::string_view payload, int value_bits) : payload_(payload), bits_(value_bits) {}
 
-  // The next block into `block` (its coordinates); returns how many values it held.
-  absl::StatusOr<uint64_t> Read(absl::Span<float> block) {
-    ASSIGN_OR_RETURN(const Head head, ReadHead(block.size()));
-    if (head.count == 0) return uint64_t{0};
+  // Appends the coordinates and values of the block of `size` coordinates from `first` on.
+  absl::Status Read(uint64_t first, uint64_t size, std::vector<uint32_t>* coordinates,
+                    std::vector<float>* values) {
+    ASSIGN_OR_RETURN(const Head head, ReadHead(static_cast<size_t>(size)));
+    if (head.count == 0) return absl::OkStatus();
     ASSIGN_OR_RETURN(const size_t gap_bytes,
                      ReadRicePositions(payload_, head.count, head.parameter,
-                                       static_cast<uint32_t>(block.size()), &positions_));
+                                       static_cast<uint32_t>(size), &positions_));
     payload_.remove_prefix(gap_bytes);
-    RETURN_IF_ERROR(ReadMagnitudes(block));
-    return uint64_t{head.count};
+    for (const uint32_t position : positions_) {
+      coordinates->push_back(static_cast<uint32_t>(first + position));
+    }
+    return ReadMagnitudes(values);
   }
 
   absl::string_view rest() const { return payload_; }
@@ -138,7 +141,7 @@ class BlockReader {
   }
 
   // Base, steps and code words of the positions read before.
-  absl::Status ReadMagnitudes(absl::Span<float> block) {
+  absl::Status ReadMagnitudes(std::vector<float>* values) {
     const size_t count = positions_.size();
     ByteReader scales(payload_);
     const float base = HalfToFloat(scales.Read<uint16_t>());
@@ -166,7 +169,7 @@ class BlockReader {
       }
       uint32_t word = 0;
       FEDGE_CHECK(word_reader.Read(bits_, &word));  // the bytes were counted above
-      block[positions_[i]] = DequantizeValue(base, step, word, bits_);
+      values->push_back(DequantizeValue(base, step, word, bits_));
     }
     if (!word_reader.AlignToByte()) {
       return absl::InvalidArgumentError("bits after its last value are not zero");
@@ -193,26 +196,24 @@ void AppendSparsePayload(absl::Span<const float> values, absl::Span<const uint32
   }
 }
 
-absl::Status ReadSparsePayload(absl::string_view payload, uint64_t num_nonzero, int value_bits,
-                               absl::Span<float> values) {
+absl::Status ReadSparsePayload(absl::string_view payload, uint64_t num_parameters,
+                               uint64_t num_nonzero, int value_bits,
+                               std::vector<uint32_t>* coordinates, std::vector<float>* values) {
   BlockReader reader(payload, value_bits);
-  uint64_t found = 0;
-  for (size_t first = 0; first < values.size(); first += kSparseBlockCoordinates) {
-    const absl::StatusOr<uint64_t> count =
-        reader.Read(values.subspan(first, static_cast<size_t>(kSparseBlockCoordinates)));
-    if (!count.ok()) {
-      return Annotate(count.status(),
-                      absl::StrCat("update: block ", first / kSparseBlockCoordinates));
+  for (uint64_t first = 0; first < num_parameters; first += kSparseBlockCoordinates) {
+    const uint64_t size = std::min(kSparseBlockCoordinates, num_parameters - first);
+    const absl::Status read = reader.Read(first, size, coordinates, values);
+    if (!read.ok()) {
+      return Annotate(read, absl::StrCat("update: block ", first / kSparseBlockCoordinates));
     }
-    found += *count;
   }
   if (!reader.rest().empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat("update: ", reader.rest().size(), " bytes after the last block"));
   }
-  if (found != num_nonzero) {
+  if (values->size() != num_nonzero) {
     return absl::InvalidArgumentError(
-        absl::StrCat("update: ", found, " values, the header says ", num_nonzero));
+        absl::StrCat("update: ", values->size(), " values, the header says ", num_nonzero));
   }
   return absl::OkStatus();
 }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
@@ -19,10 +20,11 @@ inline constexpr uint64_t kSparseBlockCoordinates = uint64_t{1} << 17;
 void AppendSparsePayload(absl::Span<const float> values, absl::Span<const uint32_t> indices,
                          int value_bits, absl::Span<float> residual, std::string* out);
 
-// Adds the payload's values to `values` (zeros). InvalidArgument when the payload breaks the
-// grammar or holds another number of values than `num_nonzero`; `values` is then undefined.
-absl::Status ReadSparsePayload(absl::string_view payload, uint64_t num_nonzero, int value_bits,
-                               absl::Span<float> values);
+// Appends the payload's coordinates and values. InvalidArgument when the payload breaks the
+// grammar or holds another number of values than `num_nonzero`; both are then undefined.
+absl::Status ReadSparsePayload(absl::string_view payload, uint64_t num_parameters,
+                               uint64_t num_nonzero, int value_bits,
+                               std::vector<uint32_t>* coordinates, std::vector<float>* values);
 
 // Upper bound of the payload for `count` of `num_parameters` values.
 uint64_t SparsePayloadBound(uint64_t num_parameters, uint64_t count, int value_bits);

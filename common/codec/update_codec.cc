@@ -67,65 +67,87 @@ absl::Status ReadDensePayload(absl::string_view payload, absl::Span<float> value
 
 }  // namespace
 
-absl::Status CheckEncodeOptions(const EncodeOptions& options) {
-  if (options.encoding == UpdateEncoding::kDenseFp16) return absl::OkStatus();
-  if (options.encoding != UpdateEncoding::kTopK) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("update encoding ", static_cast<int>(options.encoding), " is unknown"));
+std::string UpdateSupportName(UpdateSupport support) {
+  switch (support) {
+    case UpdateSupport::kDense:
+      return "dense";
+    case UpdateSupport::kTopK:
+      return "top-k";
+    case UpdateSupport::kSeeded:
+      return "seeded";
   }
-  if (!(options.density > 0 && options.density <= 1)) {
+  return absl::StrCat("support ", static_cast<int>(support));
+}
+
+absl::Status CheckEncodeOptions(const EncodeOptions& options) {
+  if (options.support > UpdateSupport::kSeeded) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(UpdateSupportName(options.support), " of updates is unknown"));
+  }
+  if (options.support != UpdateSupport::kDense && !(options.density > 0 && options.density <= 1)) {
     return absl::InvalidArgumentError(
         absl::StrCat("density ", options.density, " is not above 0 and at most 1"));
   }
-  if (options.value_bits != 2 && options.value_bits != 4 && options.value_bits != 8) {
+  if (!IsValueWidth(options.value_bits)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("value_bits ", options.value_bits, " is none of 2, 4, 8"));
+        absl::StrCat("value_bits ", options.value_bits, " is none of 1, 2, 3, 4, 8, 16"));
   }
   return absl::OkStatus();
 }
 
+bool IsDenseHalf(UpdateSupport support, int value_bits) {
+  return support == UpdateSupport::kDense && value_bits == 16;
+}
+
 uint64_t EncodedSizeBound(uint64_t num_parameters, const EncodeOptions& options) {
   if (num_parameters == 0) return kUpdateHeaderBytes;
-  if (!CheckEncodeOptions(options).ok()) {
-    return kUpdateHeaderBytes + SparsePayloadBound(num_parameters, num_parameters, 8);
-  }
-  if (options.encoding == UpdateEncoding::kDenseFp16) {
+  if (!CheckEncodeOptions(options).ok() || options.value_bits == 16) {
     return kUpdateHeaderBytes + 2 * num_parameters;
   }
-  const uint64_t count = SentCount(num_parameters, options.density);
+  const uint64_t count = options.support == UpdateSupport::kDense
+                             ? num_parameters
+                             : SentCount(num_parameters, options.density);
   return kUpdateHeaderBytes + SparsePayloadBound(num_parameters, count, options.value_bits);
 }
 
-absl::StatusOr<std::string> EncodeUpdate(absl::Span<const float> delta, UpdateHeader header,
-                                         const EncodeOptions& options, absl::Span<float> residual) {
+absl::StatusOr<std::string> EncodeUpdate(absl::Span<const float> delta, const SliceLayout& layout,
+                                         UpdateHeader header, const EncodeOptions& options,
+                                         absl::Span<float> residual) {
   RETURN_IF_ERROR(CheckEncodeOptions(options));
-  if (delta.empty() || delta.size() > static_cast<size_t>(kMaxAdapterParameters) ||
-      delta.size() != header.num_parameters) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the update has ", delta.size(), " values, its header says ",
-                     header.num_parameters, "; allowed are 1 to ", kMaxAdapterParameters));
+  if (static_cast<int64_t>(delta.size()) != layout.adapter_size() || layout.size() == 0) {
+    return absl::InvalidArgumentError(absl::StrCat("the update has ", delta.size(),
+                                                   " values, its adapter ", layout.adapter_size()));
   }
   if (!residual.empty() && residual.size() != delta.size()) {
     return absl::InvalidArgumentError(
         absl::StrCat("room for ", residual.size(), " residuals of ", delta.size(), " values"));
   }
-  RETURN_IF_ERROR(CheckValues(delta));
-  header.encoding = options.encoding;
+  std::vector<float> sliced(static_cast<size_t>(layout.size()));
+  layout.Gather(delta, absl::MakeSpan(sliced));
+  RETURN_IF_ERROR(CheckValues(sliced));
+  header.slice = layout.slice();
+  header.num_parameters = sliced.size();
+  header.support = options.support;
+  header.value_bits = options.value_bits;
+  header.seed = options.support == UpdateSupport::kSeeded ? options.seed : 0;
+  std::vector<float> left(residual.empty() ? 0 : sliced.size());
   std::string bytes(kUpdateHeaderBytes, '\0');
-  if (options.encoding == UpdateEncoding::kDenseFp16) {
-    header.value_bits = 16;
-    header.num_nonzero = delta.size();
-    AppendDensePayload(delta, residual, &bytes);
+  if (IsDenseHalf(options.support, options.value_bits)) {
+    header.num_nonzero = sliced.size();
+    AppendDensePayload(sliced, absl::MakeSpan(left), &bytes);
   } else {
-    const std::vector<uint32_t> sent =
-        SelectLargest(delta, SentCount(delta.size(), options.density));
-    header.value_bits = options.value_bits;
-    header.num_nonzero = sent.size();
-    if (!residual.empty() && residual.data() != delta.data()) {
-      std::copy(delta.begin(), delta.end(), residual.begin());
+    std::vector<uint32_t> sent;
+    if (options.support == UpdateSupport::kTopK && options.value_bits < 16) {
+      sent = SelectLargest(sliced, SentCount(sliced.size(), options.density));
+    } else {
+      return absl::UnimplementedError(
+          absl::StrCat(UpdateSupportName(options.support), " with ", options.value_bits, " bits"));
     }
-    AppendSparsePayload(delta, sent, options.value_bits, residual, &bytes);
+    header.num_nonzero = sent.size();
+    left = residual.empty() ? left : sliced;
+    AppendSparsePayload(sliced, sent, options.value_bits, absl::MakeSpan(left), &bytes);
   }
+  if (!residual.empty()) layout.Scatter(left, residual);
   SealUpdate(header, &bytes);
   return bytes;
 }
@@ -135,19 +157,47 @@ absl::StatusOr<UpdateHeader> ReadUpdateHeader(absl::string_view bytes) {
   return header.update;
 }
 
-absl::StatusOr<DecodedUpdate> DecodeUpdate(absl::string_view bytes, const Digest& expected_layout,
-                                           uint64_t expected_parameters) {
-  ASSIGN_OR_RETURN(const WireHeader header, ParseUpdateHeader(bytes));
-  if (header.update.layout_hash != expected_layout) {
+namespace {
+
+absl::Status CheckExpected(const UpdateHeader& header, const Digest& layout,
+                           const SliceLayout& slice) {
+  if (header.layout_hash != layout) {
     return absl::FailedPreconditionError(absl::StrCat("update: made for the adapter layout ",
-                                                      header.update.layout_hash.Hex(),
-                                                      ", the run's is ", expected_layout.Hex()));
+                                                      header.layout_hash.Hex(), ", the run's is ",
+                                                      layout.Hex()));
   }
-  if (header.update.num_parameters != expected_parameters) {
-    return absl::FailedPreconditionError(absl::StrCat("update: ", header.update.num_parameters,
-                                                      " parameters, the run's adapter has ",
-                                                      expected_parameters));
+  if (header.slice != slice.slice()) {
+    return absl::FailedPreconditionError(absl::StrCat("update: of ", DescribeSlice(header.slice),
+                                                      ", the task's slice is ",
+                                                      DescribeSlice(slice.slice())));
   }
+  if (header.num_parameters != static_cast<uint64_t>(slice.size())) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "update: ", header.num_parameters, " parameters, the run's slice has ", slice.size()));
+  }
+  return absl::OkStatus();
+}
+
+// Positions in the slice become coordinates of the flat adapter.
+void MapToFlat(const SliceLayout& layout, std::vector<uint32_t>* positions) {
+  if (layout.whole()) return;
+  size_t i = 0;
+  int64_t first = 0;
+  for (const SliceRun& run : layout.runs()) {
+    const int64_t shift = run.offset - first;
+    first += run.size;
+    for (; i < positions->size() && (*positions)[i] < first; ++i) {
+      (*positions)[i] = static_cast<uint32_t>((*positions)[i] + shift);
+    }
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<DecodedUpdate> DecodeUpdate(absl::string_view bytes, const Digest& expected_layout,
+                                           const SliceLayout& expected_slice) {
+  ASSIGN_OR_RETURN(const WireHeader header, ParseUpdateHeader(bytes));
+  RETURN_IF_ERROR(CheckExpected(header.update, expected_layout, expected_slice));
   const absl::string_view payload = bytes.substr(kUpdateHeaderBytes);
   if (payload.size() != header.payload_bytes) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -158,15 +208,39 @@ absl::StatusOr<DecodedUpdate> DecodeUpdate(absl::string_view bytes, const Digest
   }
   DecodedUpdate decoded;
   decoded.header = header.update;
-  decoded.values.resize(static_cast<size_t>(expected_parameters));
-  const absl::Span<float> values = absl::MakeSpan(decoded.values);
-  if (header.update.encoding == UpdateEncoding::kDenseFp16) {
-    RETURN_IF_ERROR(ReadDensePayload(payload, values));
+  if (IsDenseHalf(header.update.support, header.update.value_bits)) {
+    if (payload.size() != 2 * header.update.num_parameters) {
+      return absl::InvalidArgumentError(absl::StrCat("update: ", header.update.num_parameters,
+                                                     " halves in ", payload.size(), " bytes"));
+    }
+    decoded.values.resize(static_cast<size_t>(header.update.num_parameters));
+    RETURN_IF_ERROR(ReadDensePayload(payload, absl::MakeSpan(decoded.values)));
+    return decoded;
+  }
+  RETURN_IF_ERROR(ReadSparsePayload(payload, header.update.num_parameters,
+                                    header.update.num_nonzero, header.update.value_bits,
+                                    &decoded.coordinates, &decoded.values));
+  if (header.update.num_nonzero == header.update.num_parameters) {
+    decoded.coordinates.clear();
   } else {
-    RETURN_IF_ERROR(
-        ReadSparsePayload(payload, header.update.num_nonzero, header.update.value_bits, values));
+    MapToFlat(expected_slice, &decoded.coordinates);
   }
   return decoded;
+}
+
+void AddUpdate(const DecodedUpdate& update, const SliceLayout& layout, float factor,
+               absl::Span<float> flat) {
+  FEDGE_CHECK(static_cast<int64_t>(flat.size()) == layout.adapter_size(), "adapter of ",
+              layout.adapter_size(), " values");
+  const float* value = update.values.data();
+  if (!update.coordinates.empty() || update.values.empty()) {
+    for (const uint32_t coordinate : update.coordinates) flat[coordinate] += factor * *value++;
+    return;
+  }
+  for (const SliceRun& run : layout.runs()) {
+    float* const to = flat.data() + run.offset;
+    for (int64_t i = 0; i < run.size; ++i) to[i] += factor * *value++;
+  }
 }
 
 }  // namespace fedge

@@ -1,9 +1,9 @@
-// The one public face of the update format (proto/UPDATE_FORMAT.md): a flat vector of fp32 changes
-// of an adapter's parameters <-> bytes on the wire.
+// The one public face of the update format (proto/UPDATE_FORMAT.md): the changes of a slice of an
+// adapter's parameters <-> bytes on the wire.
 //
-// Untrusted input: DecodeUpdate allocates only what the receiver already expects
-// (`num_parameters`), checks every length, count and value, and returns a typed error for anything
-// else.
+// Untrusted input: DecodeUpdate checks every length, count and value, allocates in the number of
+// values that the bytes can hold and the receiver's slice allows, and returns a typed error for
+// anything else.
 #ifndef FEDGE_COMMON_CODEC_UPDATE_CODEC_H_
 #define FEDGE_COMMON_CODEC_UPDATE_CODEC_H_
 
@@ -15,63 +15,87 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "common/adapter/adapter_slice.h"
 #include "common/base/digest.h"
 
 namespace fedge {
 
-enum class UpdateEncoding : uint8_t {
-  kDenseFp16 = 1,  // every value as IEEE half: 2 bytes a parameter
-  kTopK = 2,       // the k largest magnitudes: Golomb-Rice coded gaps, block-quantized values
+// Which coordinates of the slice are sent.
+enum class UpdateSupport : uint8_t {
+  kDense = 0,   // all
+  kTopK = 1,    // the largest magnitudes
+  kSeeded = 2,  // a pseudo-random set that both sides derive from a seed: no index bytes
 };
+
+// "dense", "top-k", "seeded"; the numbers of unknown ones.
+std::string UpdateSupportName(UpdateSupport support);
 
 struct EncodeOptions {
-  UpdateEncoding encoding = UpdateEncoding::kTopK;
-  double density = 0.05;  // kTopK: fraction of parameters sent, (0, 1]; at least one is sent
-  int value_bits = 4;     // kTopK: 2, 4 or 8 bits a value, sign included
+  UpdateSupport support = UpdateSupport::kTopK;
+  double density = 0.05;  // kTopK, kSeeded: share of the slice, (0, 1]; at least one is sent
+  bool per_run = false;   // kTopK: the same share of each run; false: one threshold for all
+  int value_bits = 2;     // of one value, sign included: 1, 2, 3, 4, 8, or 16 (IEEE half)
+  // Unbiased stochastic rounding, for runs without error feedback; otherwise the nearest value.
+  bool stochastic = false;
+  uint64_t seed = 0;           // of the seeded support; travels in the header
+  uint64_t rounding_seed = 0;  // of stochastic rounding: a counter-based stream
 };
 
-// InvalidArgument for an encoding, density or width that EncodeUpdate does not know.
+// InvalidArgument for a support, density or width that EncodeUpdate does not know.
 absl::Status CheckEncodeOptions(const EncodeOptions& options);
 
 // What an update is about; travels in the header, protected by its checksum.
 struct UpdateHeader {
-  UpdateEncoding encoding = UpdateEncoding::kDenseFp16;
   uint64_t round = 0;
   uint64_t base_version = 0;  // adapter version the change is relative to
   uint64_t num_examples = 0;  // the averaging weight
   Digest layout_hash;         // LoraSpec::layout_hash
   Digest base_model;          // SHA-256 of the base model file
-  uint64_t num_parameters = 0;
+  // What EncodeUpdate fills in.
+  AdapterSlice slice;
+  uint64_t num_parameters = 0;  // coordinates of the slice
+  UpdateSupport support = UpdateSupport::kDense;
+  int value_bits = 0;        // of one value, sign included
+  uint64_t seed = 0;         // of the seeded support
   uint64_t num_nonzero = 0;  // values present
-  int value_bits = 0;        // of one value, sign included; 16 in kDenseFp16
 };
 
-// Upper bound of EncodeUpdate's size for `num_parameters` (to reserve room and limit uploads).
-// Options that EncodeUpdate refuses get the bound of the costliest top-k options.
+// Upper bound of EncodeUpdate's size for a slice of `num_parameters` coordinates (to reserve room
+// and limit uploads). Options that EncodeUpdate refuses get the bound of the costliest ones.
 uint64_t EncodedSizeBound(uint64_t num_parameters, const EncodeOptions& options);
 
-// Encodes `delta` (size = header.num_parameters; encoding, num_nonzero and value_bits are filled
-// in). Deterministic: of equal magnitudes the lower index is sent first. Magnitudes below 2^-24 are
-// never sent. If `residual` is not empty (same size; may be `delta`'s own memory) it receives
-// delta - what the receiver will decode. InvalidArgument: bad options, sizes that differ, a value
-// that is not finite or beyond +-65504 (what a half holds); `residual` is untouched then.
-absl::StatusOr<std::string> EncodeUpdate(absl::Span<const float> delta, UpdateHeader header,
-                                         const EncodeOptions& options, absl::Span<float> residual);
+// Encodes what `delta` (flat: [layout.adapter_size()]) holds inside the slice. Deterministic: of
+// equal magnitudes the lower index is sent first; top-k never sends magnitudes below 2^-24. If
+// `residual` is not empty (flat too; may be `delta`'s own memory) it receives delta - what the
+// receiver will decode inside the slice and keeps its values outside. Every decoded value is a
+// multiple of 2^-24. InvalidArgument: bad options, sizes that differ, a value of the slice that is
+// not finite or beyond +-65504 (what a half holds); `residual` is untouched then.
+absl::StatusOr<std::string> EncodeUpdate(absl::Span<const float> delta, const SliceLayout& layout,
+                                         UpdateHeader header, const EncodeOptions& options,
+                                         absl::Span<float> residual);
 
 // Reads and checks the header only. InvalidArgument (not an update, contradicting fields), DataLoss
-// (checksum), Unimplemented (version, encoding).
+// (checksum), Unimplemented (version, support).
 absl::StatusOr<UpdateHeader> ReadUpdateHeader(absl::string_view bytes);
 
 struct DecodedUpdate {
   UpdateHeader header;
-  std::vector<float> values;  // dense, num_parameters; zero where nothing was sent
+  // In the flat adapter, strictly ascending; empty when every coordinate of the slice was sent.
+  std::vector<uint32_t> coordinates;
+  std::vector<float> values;  // [header.num_nonzero]
 };
 
-// FailedPrecondition when the header's num_parameters or layout hash is not the expected one;
-// otherwise as ReadUpdateHeader, for the payload too, and InvalidArgument for a payload of another
-// length, one that breaks the grammar or one that holds a non-finite value.
+// FailedPrecondition when the header's layout hash, slice or number of coordinates is not the
+// expected one; otherwise as ReadUpdateHeader, for the payload too, and InvalidArgument for a
+// payload of another length, one that breaks the grammar or one that holds a non-finite value.
+// Memory: 8 bytes for each value sent.
 absl::StatusOr<DecodedUpdate> DecodeUpdate(absl::string_view bytes, const Digest& expected_layout,
-                                           uint64_t expected_parameters);
+                                           const SliceLayout& expected_slice);
+
+// flat[layout.adapter_size()] += factor * update, O(values sent). `update` was decoded with
+// `layout`.
+void AddUpdate(const DecodedUpdate& update, const SliceLayout& layout, float factor,
+               absl::Span<float> flat);
 
 }  // namespace fedge
 

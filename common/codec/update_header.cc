@@ -24,9 +24,16 @@ Digest ReadDigest(ByteReader& reader) {
 }
 
 // The fields against each other; those that only a body can contradict are checked there.
-absl::Status CheckFields(const WireHeader& header, uint8_t reserved) {
-  const UpdateHeader& update = header.update;
-  if (reserved != 0) return Malformed(absl::StrCat("reserved byte is ", reserved, ", not 0"));
+absl::Status CheckFields(const UpdateHeader& update) {
+  const AdapterSlice& slice = update.slice;
+  if (slice.factors > SliceFactors::kB) {
+    return Malformed(
+        absl::StrCat("factors ", static_cast<int>(slice.factors), " is not 0, 1 or 2"));
+  }
+  if (slice.first_component >= slice.end_component || slice.end_component > kMaxLoraRank) {
+    return Malformed(absl::StrCat("components [", slice.first_component, ", ", slice.end_component,
+                                  ") are not within 0 to ", kMaxLoraRank));
+  }
   if (update.num_parameters == 0 ||
       update.num_parameters > static_cast<uint64_t>(kMaxAdapterParameters)) {
     return Malformed(absl::StrCat("num_parameters ", update.num_parameters, " is outside 1 to ",
@@ -36,23 +43,23 @@ absl::Status CheckFields(const WireHeader& header, uint8_t reserved) {
     return Malformed(absl::StrCat("num_nonzero ", update.num_nonzero, " exceeds num_parameters ",
                                   update.num_parameters));
   }
-  const int bits = update.value_bits;
-  if (update.encoding == UpdateEncoding::kDenseFp16) {
-    if (bits != 16 || update.num_nonzero != update.num_parameters ||
-        header.payload_bytes != 2 * update.num_parameters) {
-      return Malformed(absl::StrCat("dense fp16 needs 16 bits for each of ", update.num_parameters,
-                                    " values, not ", bits, " for ", update.num_nonzero, " in ",
-                                    header.payload_bytes, " bytes"));
-    }
-    return absl::OkStatus();
+  if (update.support == UpdateSupport::kDense && update.num_nonzero != update.num_parameters) {
+    return Malformed(absl::StrCat("num_nonzero ", update.num_nonzero, " of ", update.num_parameters,
+                                  " in a dense update"));
   }
-  if (bits != 2 && bits != 4 && bits != 8) {
-    return Malformed(absl::StrCat("value_bits ", bits, " is none of 2, 4, 8"));
+  if (update.support != UpdateSupport::kSeeded && update.seed != 0) {
+    return Malformed(absl::StrCat("seed ", update.seed, " where the support has none"));
+  }
+  if (!IsValueWidth(update.value_bits)) {
+    return Malformed(
+        absl::StrCat("value_bits ", update.value_bits, " is none of 1, 2, 3, 4, 8, 16"));
   }
   return absl::OkStatus();
 }
 
 }  // namespace
+
+bool IsValueWidth(int bits) { return (bits >= 1 && bits <= 4) || bits == 8 || bits == 16; }
 
 void SealUpdate(const UpdateHeader& header, std::string* bytes) {
   FEDGE_CHECK(bytes->size() >= kUpdateHeaderBytes);
@@ -60,18 +67,21 @@ void SealUpdate(const UpdateHeader& header, std::string* bytes) {
   ByteWriter writer;
   writer.WriteBytes(kMagic);
   writer.Write<uint8_t>(kUpdateFormatVersion);
-  writer.Write<uint8_t>(static_cast<uint8_t>(header.encoding));
+  writer.Write<uint8_t>(static_cast<uint8_t>(header.support));
   writer.Write<uint8_t>(static_cast<uint8_t>(header.value_bits));
-  writer.Write<uint8_t>(0);  // reserved
+  writer.Write<uint8_t>(static_cast<uint8_t>(header.slice.factors));
+  writer.Write<uint16_t>(static_cast<uint16_t>(header.slice.first_component));
+  writer.Write<uint16_t>(static_cast<uint16_t>(header.slice.end_component));
+  writer.Write<uint32_t>(static_cast<uint32_t>(header.num_parameters));
   writer.Write<uint64_t>(header.round);
   writer.Write<uint64_t>(header.base_version);
   writer.Write<uint64_t>(header.num_examples);
+  writer.Write<uint64_t>(header.seed);
   writer.WriteBytes(header.layout_hash.Raw());
   writer.WriteBytes(header.base_model.Raw());
-  writer.Write<uint64_t>(header.num_parameters);
-  writer.Write<uint64_t>(header.num_nonzero);
-  writer.Write<uint64_t>(payload.size());
+  writer.Write<uint32_t>(static_cast<uint32_t>(header.num_nonzero));
   writer.Write<uint32_t>(Crc32c(payload));
+  writer.Write<uint64_t>(payload.size());
   writer.Write<uint32_t>(Crc32c(writer.bytes()));
   FEDGE_CHECK(writer.size() == kUpdateHeaderBytes);
   std::memcpy(bytes->data(), writer.bytes().data(), kUpdateHeaderBytes);
@@ -100,25 +110,28 @@ absl::StatusOr<WireHeader> ParseUpdateHeader(absl::string_view bytes) {
   }
   WireHeader header;
   UpdateHeader& update = header.update;
-  const uint8_t encoding = reader.Read<uint8_t>();
+  const uint8_t support = reader.Read<uint8_t>();
   update.value_bits = reader.Read<uint8_t>();
-  const uint8_t reserved = reader.Read<uint8_t>();
+  update.slice.factors = static_cast<SliceFactors>(reader.Read<uint8_t>());
+  update.slice.first_component = reader.Read<uint16_t>();
+  update.slice.end_component = reader.Read<uint16_t>();
+  update.num_parameters = reader.Read<uint32_t>();
   update.round = reader.Read<uint64_t>();
   update.base_version = reader.Read<uint64_t>();
   update.num_examples = reader.Read<uint64_t>();
+  update.seed = reader.Read<uint64_t>();
   update.layout_hash = ReadDigest(reader);
   update.base_model = ReadDigest(reader);
-  update.num_parameters = reader.Read<uint64_t>();
-  update.num_nonzero = reader.Read<uint64_t>();
-  header.payload_bytes = reader.Read<uint64_t>();
+  update.num_nonzero = reader.Read<uint32_t>();
   header.payload_crc = reader.Read<uint32_t>();
+  header.payload_bytes = reader.Read<uint64_t>();
   FEDGE_CHECK(reader.ok());
-  update.encoding = static_cast<UpdateEncoding>(encoding);
-  if (update.encoding != UpdateEncoding::kDenseFp16 && update.encoding != UpdateEncoding::kTopK) {
+  update.support = static_cast<UpdateSupport>(support);
+  if (update.support > UpdateSupport::kSeeded) {
     return absl::UnimplementedError(
-        absl::StrCat("update: encoding ", encoding, " is neither 1 (dense fp16) nor 2 (top-k)"));
+        absl::StrCat("update: support ", support, " is none of 0 (dense), 1 (top-k), 2 (seeded)"));
   }
-  RETURN_IF_ERROR(CheckFields(header, reserved));
+  RETURN_IF_ERROR(CheckFields(update));
   return header;
 }
 

@@ -1,4 +1,4 @@
-// The fixed 128 bytes before an update's payload (proto/UPDATE_FORMAT.md). Internal to the codec:
+// The fixed 132 bytes before an update's payload (proto/UPDATE_FORMAT.md). Internal to the codec:
 // everybody else uses update_codec.h.
 #ifndef FEDGE_COMMON_CODEC_UPDATE_HEADER_H_
 #define FEDGE_COMMON_CODEC_UPDATE_HEADER_H_
@@ -12,8 +12,8 @@
 
 namespace fedge {
 
-inline constexpr size_t kUpdateHeaderBytes = 128;
-inline constexpr uint8_t kUpdateFormatVersion = 1;
+inline constexpr size_t kUpdateHeaderBytes = 132;
+inline constexpr uint8_t kUpdateFormatVersion = 2;
 
 // UpdateHeader plus what only the codec needs.
 struct WireHeader {
@@ -21,6 +21,9 @@ struct WireHeader {
   uint64_t payload_bytes = 0;
   uint32_t payload_crc = 0;
 };
+
+// 1, 2, 3, 4, 8 or 16.
+bool IsValueWidth(int bits);
 
 // Writes `header` over the first kUpdateHeaderBytes of `bytes`; length and checksum of the payload
 // are taken from the rest of it.

@@ -20,6 +20,7 @@
 namespace fedge {
 namespace {
 
+using testing::FlatLayout;
 using testing::RandomDelta;
 using testing::SampleHeader;
 
@@ -32,8 +33,8 @@ const std::vector<float>& Delta(int64_t size) {
 
 // Arguments: parameters, density in 1/1000 (0: dense fp16), bits.
 EncodeOptions OptionsOf(const benchmark::State& state) {
-  if (state.range(1) == 0) return {.encoding = UpdateEncoding::kDenseFp16};
-  return {.encoding = UpdateEncoding::kTopK,
+  if (state.range(1) == 0) return {.support = UpdateSupport::kDense, .value_bits = 16};
+  return {.support = UpdateSupport::kTopK,
           .density = static_cast<double>(state.range(1)) / 1000,
           .value_bits = static_cast<int>(state.range(2))};
 }
@@ -69,11 +70,12 @@ void Report(benchmark::State& state, size_t encoded_bytes, SteadyTime start) {
 
 void BM_Encode(benchmark::State& state) {
   const std::vector<float>& delta = Delta(state.range(0));
-  const UpdateHeader header = SampleHeader(delta.size());
+  const UpdateHeader header = SampleHeader();
   size_t bytes = 0;
   const SteadyTime start = std::chrono::steady_clock::now();
   for (auto _ : state) {
-    const auto encoded = EncodeUpdate(delta, header, OptionsOf(state), {});
+    const auto encoded =
+        EncodeUpdate(delta, FlatLayout(delta.size()), header, OptionsOf(state), {});
     FEDGE_CHECK(encoded.ok());
     bytes = encoded->size();
   }
@@ -82,12 +84,13 @@ void BM_Encode(benchmark::State& state) {
 
 void BM_EncodeWithErrorFeedback(benchmark::State& state) {
   const std::vector<float>& delta = Delta(state.range(0));
-  const UpdateHeader header = SampleHeader(delta.size());
+  const UpdateHeader header = SampleHeader();
   ErrorFeedback feedback(header.layout_hash, header.base_model, delta.size());
   size_t bytes = 0;
   const SteadyTime start = std::chrono::steady_clock::now();
   for (auto _ : state) {
-    const auto encoded = feedback.Prepare(delta, header, OptionsOf(state));
+    const auto encoded =
+        feedback.Prepare(delta, FlatLayout(delta.size()), header, OptionsOf(state));
     FEDGE_CHECK(encoded.ok());
     feedback.Commit();
     bytes = encoded->size();
@@ -97,12 +100,12 @@ void BM_EncodeWithErrorFeedback(benchmark::State& state) {
 
 void BM_Decode(benchmark::State& state) {
   const std::vector<float>& delta = Delta(state.range(0));
-  const UpdateHeader header = SampleHeader(delta.size());
-  const auto encoded = EncodeUpdate(delta, header, OptionsOf(state), {});
+  const UpdateHeader header = SampleHeader();
+  const auto encoded = EncodeUpdate(delta, FlatLayout(delta.size()), header, OptionsOf(state), {});
   FEDGE_CHECK(encoded.ok());
   const SteadyTime start = std::chrono::steady_clock::now();
   for (auto _ : state) {
-    const auto decoded = DecodeUpdate(*encoded, header.layout_hash, delta.size());
+    const auto decoded = DecodeUpdate(*encoded, header.layout_hash, FlatLayout(delta.size()));
     FEDGE_CHECK(decoded.ok());
     benchmark::DoNotOptimize(decoded->values.data());
   }

@@ -69,10 +69,8 @@ class ParticipantTest : public ::testing::Test {
     header.base_version = version;
     header.layout_hash = spec_.layout_hash();
     header.base_model = base_->sha256();
-    header.num_parameters = static_cast<uint64_t>(spec_.num_parameters());
-    EncodeOptions dense;
-    dense.encoding = UpdateEncoding::kDenseFp16;
-    return EncodeUpdate(global_.values(), header, dense, {}).value();
+    const EncodeOptions dense = {.support = UpdateSupport::kDense, .value_bits = 16};
+    return EncodeUpdate(global_.values(), SliceLayout::Whole(spec_), header, dense, {}).value();
   }
 
   v1::Assignment& OfferTask(uint64_t round, uint64_t version) {
@@ -100,7 +98,7 @@ class ParticipantTest : public ::testing::Test {
     task.mutable_training()->set_completion_weight(1);
     task.mutable_training()->set_validation_fraction(0.25);
     task.mutable_training()->set_split_seed(11);
-    task.mutable_codec()->set_encoding(v1::CodecPlan::TOP_K);
+    task.mutable_codec()->set_support(v1::CodecPlan::TOP_K);
     task.mutable_codec()->set_density(0.1);
     task.mutable_codec()->set_value_bits(4);
     task.mutable_codec()->set_error_feedback(true);
@@ -129,9 +127,8 @@ class ParticipantTest : public ::testing::Test {
 
   double HeldOutLossOfTheSentAdapter() {
     LoraAdapter sent(spec_);
-    const DecodedUpdate decoded = DecodeUpdate(EncodeGlobal(0), spec_.layout_hash(),
-                                               static_cast<uint64_t>(spec_.num_parameters()))
-                                      .value();
+    const DecodedUpdate decoded =
+        DecodeUpdate(EncodeGlobal(0), spec_.layout_hash(), SliceLayout::Whole(spec_)).value();
     std::copy(decoded.values.begin(), decoded.values.end(), sent.values().begin());
     const LocalExamples local =
         MakeLocalExamples(MakeRecords(40, "alpha"), base_->tokenizer(), 32, 11, 0.25);
@@ -184,8 +181,8 @@ TEST_F(ParticipantTest, SendsWhatTrainingChanged) {
   const StepOutcome outcome = Step(participant);
   EXPECT_EQ(outcome.kind, StepKind::kAccepted) << outcome.detail;
   EXPECT_EQ(server_.check_ins[0].base_model_sha256(), base_->sha256().Raw());
-  const auto update = DecodeUpdate(server_.received_whole, spec_.layout_hash(),
-                                   static_cast<uint64_t>(spec_.num_parameters()));
+  const auto update =
+      DecodeUpdate(server_.received_whole, spec_.layout_hash(), SliceLayout::Whole(spec_));
   ASSERT_TRUE(update.ok()) << update.status();
   EXPECT_EQ(update->header.round, 1u);
   EXPECT_EQ(update->header.base_version, 0u);
@@ -342,7 +339,7 @@ TEST_F(ParticipantTest, RefusesPlansBeyondItsLimits) {
   task.mutable_training()->set_batch_size(1u << 31);
   EXPECT_EQ(refused(task).code(), absl::StatusCode::kInvalidArgument);
   task = server_.answer.assignment();
-  task.mutable_codec()->set_encoding(v1::CodecPlan::ENCODING_UNSPECIFIED);
+  task.mutable_codec()->set_support(v1::CodecPlan::SUPPORT_UNSPECIFIED);
   EXPECT_EQ(refused(task).code(), absl::StatusCode::kUnimplemented);
   task = server_.answer.assignment();
   task.mutable_lora()->mutable_modules(0)->set_in_features(77);

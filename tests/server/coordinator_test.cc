@@ -336,10 +336,10 @@ TEST(CoordinatorTest, ScalesDownUpdatesOverTheNormBound) {
   const auto update = AdmitUpdate(plan, 1, 0, MakeUpdate(plan, {.values = values}));
   ASSERT_TRUE(update.ok()) << update.status();
   EXPECT_DOUBLE_EQ(update->norm, 3 * std::sqrt(static_cast<double>(size)));
-  EXPECT_FLOAT_EQ(update->values[0], 1 / std::sqrt(static_cast<float>(size)));
+  EXPECT_FLOAT_EQ(update->update.values[0], 1 / std::sqrt(static_cast<float>(size)));
   const std::vector<float> small(size, 0.0625f);
   const auto kept = AdmitUpdate(plan, 1, 0, MakeUpdate(plan, {.values = small}));
-  EXPECT_EQ(kept->values, small);
+  EXPECT_EQ(kept->update.values, small);
 }
 
 TEST(CoordinatorTest, CapsTheWeightAndRefusesNone) {

@@ -74,7 +74,7 @@ TEST(FederationCoreTest, AssignsThePlanAndServesTheVersion) {
   EXPECT_EQ(task.lora().modules(1).tensor(), "blk.0.ffn_up.weight");
   EXPECT_EQ(task.lora().modules(1).out_features(), 16u);
   EXPECT_EQ(task.training().steps(), 8u);
-  EXPECT_EQ(task.codec().encoding(), v1::CodecPlan::DENSE_FP16);
+  EXPECT_EQ(task.codec().support(), v1::CodecPlan::DENSE);
   EXPECT_NE(task.seed(), 0u);
 
   v1::DownloadRequest request;
@@ -84,8 +84,8 @@ TEST(FederationCoreTest, AssignsThePlanAndServesTheVersion) {
   ASSERT_TRUE(bytes.ok()) << bytes.status();
   EXPECT_EQ((*bytes)->size(), task.adapter().size_bytes());
   EXPECT_EQ(Sha256Of(**bytes).Raw(), task.adapter().sha256());
-  const auto decoded = DecodeUpdate(**bytes, rig.plan.lora.layout_hash(),
-                                    static_cast<uint64_t>(rig.plan.lora.num_parameters()));
+  const auto decoded =
+      DecodeUpdate(**bytes, rig.plan.lora.layout_hash(), SliceLayout::Whole(rig.plan.lora));
   ASSERT_TRUE(decoded.ok()) << decoded.status();
   EXPECT_EQ(decoded->header.base_version, 0u);
   EXPECT_EQ(decoded->header.base_model, rig.plan.base_model);

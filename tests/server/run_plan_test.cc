@@ -40,9 +40,9 @@ TEST(RunPlanTest, FillsInTheDocumentedDefaults) {
   EXPECT_EQ(plan->clip_norm, 1.0f);
   EXPECT_EQ(plan->weight_decay, 0.0f);
   EXPECT_EQ(plan->validation_fraction, 0.1);
-  EXPECT_EQ(plan->codec.encoding, UpdateEncoding::kTopK);
+  EXPECT_EQ(plan->codec.support, UpdateSupport::kTopK);
   EXPECT_EQ(plan->codec.density, 0.05);
-  EXPECT_EQ(plan->codec.value_bits, 4);
+  EXPECT_EQ(plan->codec.value_bits, 2);
   EXPECT_TRUE(plan->error_feedback);
   EXPECT_EQ(plan->server_learning_rate, 1.0);
   EXPECT_EQ(plan->server_momentum, 0.0);
@@ -81,14 +81,15 @@ TEST(RunPlanTest, TakesWhatIsWritten) {
       "retry_seconds: 0.25\nmax_update_bytes: 2048\n"
       "run: {nodes_per_round: 3, quorum: 1, round_deadline_seconds: 1.5,\n"
       "  training: {clip_norm: 0, validation_fraction: 0},\n"
-      "  codec: {encoding: dense-fp16}, aggregation: {server_momentum: 0.9}}");
+      "  codec: {support: dense}, aggregation: {server_momentum: 0.9}}");
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_EQ(plan->retry, absl::Milliseconds(250));
   EXPECT_EQ(plan->min_nodes, 3);
   EXPECT_EQ(plan->round_deadline, absl::Milliseconds(1500));
   EXPECT_EQ(plan->clip_norm, 0.0f);
   EXPECT_EQ(plan->validation_fraction, 0.0);
-  EXPECT_EQ(plan->codec.encoding, UpdateEncoding::kDenseFp16);
+  EXPECT_EQ(plan->codec.support, UpdateSupport::kDense);
+  EXPECT_EQ(plan->codec.value_bits, 16);
   EXPECT_FALSE(plan->error_feedback);  // nothing is left out, so nothing is kept
   EXPECT_EQ(plan->server_momentum, 0.9);
   EXPECT_LE(plan->max_update_bytes, 2048u);
@@ -115,10 +116,14 @@ TEST(RunPlanTest, NamesFieldValueAndLimit) {
             "run.training.learning_rate: 0 must be above 0");
   EXPECT_EQ(ErrorOf("run: {training: {validation_fraction: 1}}"),
             "run.training.validation_fraction: 1 is above 0.9");
-  EXPECT_EQ(ErrorOf("run: {codec: {encoding: gzip}}"),
-            "run.codec.encoding: 'gzip' is not known; use top-k or dense-fp16");
+  EXPECT_EQ(ErrorOf("run: {codec: {support: gzip}}"),
+            "run.codec.support: 'gzip' is not known; use top-k, seeded or dense");
   EXPECT_EQ(ErrorOf("run: {codec: {density: 0}}"), "run.codec.density: 0 must be above 0");
-  EXPECT_EQ(ErrorOf("run: {codec: {value_bits: 3}}"), "run.codec.value_bits: 3 is not 2, 4 or 8");
+  EXPECT_EQ(ErrorOf("run: {codec: {value_bits: 5}}"),
+            "run.codec.value_bits: 5 is none of 1, 2, 3, 4, 8, 16");
+  EXPECT_EQ(ErrorOf("run: {codec: {stochastic: true}}"),
+            "run.codec.stochastic: needs no_error_feedback; error feedback makes up for what the "
+            "nearest value loses");
   EXPECT_EQ(ErrorOf("run: {aggregation: {server_momentum: 1}}"),
             "run.aggregation.server_momentum: 1 is above 0.999");
   EXPECT_EQ(ErrorOf("run: {aggregation: {max_update_norm: -1}}"),
@@ -141,8 +146,8 @@ TEST(RunPlanTest, FillsAssignments) {
   FillAssignment(*plan, assignment);
   EXPECT_EQ(assignment.run_id(), "default");
   EXPECT_EQ(assignment.training().steps(), 5u);
-  EXPECT_EQ(assignment.codec().encoding(), v1::CodecPlan::TOP_K);
-  EXPECT_EQ(assignment.codec().value_bits(), 4u);
+  EXPECT_EQ(assignment.codec().support(), v1::CodecPlan::TOP_K);
+  EXPECT_EQ(assignment.codec().value_bits(), 2u);
   EXPECT_FALSE(assignment.codec().error_feedback());
   EXPECT_EQ(assignment.lora().alpha(), 4.0f);
   EXPECT_EQ(assignment.lora().modules(0).tensor(), "blk.0.attn_q.weight");

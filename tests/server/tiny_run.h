@@ -34,7 +34,7 @@ inline RunPlan TinyPlan() {
   plan.retry = absl::Seconds(4);
   plan.lora = TinySpec();
   plan.base_model = Sha256Of("tiny base");
-  plan.codec.encoding = UpdateEncoding::kDenseFp16;
+  plan.codec = {.support = UpdateSupport::kDense, .value_bits = 16};
   plan.max_update_bytes =
       EncodedSizeBound(static_cast<uint64_t>(plan.lora.num_parameters()), plan.codec);
   return plan;
@@ -69,8 +69,8 @@ inline std::string MakeUpdate(const RunPlan& plan, const UpdateSpec& spec) {
   header.num_examples = spec.num_examples;
   header.layout_hash = plan.lora.layout_hash();
   header.base_model = plan.base_model;
-  header.num_parameters = values.size();
-  absl::StatusOr<std::string> bytes = EncodeUpdate(values, header, plan.codec, {});
+  absl::StatusOr<std::string> bytes =
+      EncodeUpdate(values, SliceLayout::Whole(plan.lora), header, plan.codec, {});
   FEDGE_CHECK(bytes.ok(), bytes.status().message());
   return *std::move(bytes);
 }

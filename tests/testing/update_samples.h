@@ -8,8 +8,10 @@
 #include <string>
 #include <vector>
 
+#include "common/adapter/adapter_slice.h"
 #include "common/base/digest.h"
 #include "common/base/rng.h"
+#include "common/base/status.h"
 #include "common/codec/update_codec.h"
 #include "common/codec/update_header.h"
 
@@ -30,14 +32,32 @@ inline std::vector<float> RandomDelta(size_t size, uint64_t seed) {
   return values;
 }
 
-inline UpdateHeader SampleHeader(size_t num_parameters) {
+// An adapter of `size` (at least 2) parameters in two runs, the second of one coordinate.
+inline SliceLayout FlatLayout(size_t size) {
+  LoraModule module;
+  module.tensor = "blk.0.attn_q.weight";
+  module.in_features = static_cast<int64_t>(size) - 1;
+  module.out_features = 1;
+  module.rank = 1;
+  const auto spec = LoraSpec::Create("llama", 1, {module});
+  FEDGE_CHECK(spec.ok(), spec.status().message());
+  return SliceLayout::Whole(*spec);
+}
+
+// The update as a flat adapter of changes.
+inline std::vector<float> Flat(const DecodedUpdate& update, const SliceLayout& layout) {
+  std::vector<float> values(static_cast<size_t>(layout.adapter_size()));
+  AddUpdate(update, layout, 1, absl::MakeSpan(values));
+  return values;
+}
+
+inline UpdateHeader SampleHeader() {
   UpdateHeader header;
   header.round = 7;
   header.base_version = 6;
   header.num_examples = 120;
   header.layout_hash = Sha256Of("layout");
   header.base_model = Sha256Of("base model");
-  header.num_parameters = num_parameters;
   return header;
 }
 
@@ -48,10 +68,10 @@ inline void Reseal(std::string* bytes) {
   const absl::string_view payload = absl::string_view(*bytes).substr(kUpdateHeaderBytes);
   const uint64_t length = payload.size();
   const uint32_t payload_crc = Crc32c(payload);
-  std::memcpy(bytes->data() + 112, &length, sizeof(length));
-  std::memcpy(bytes->data() + 120, &payload_crc, sizeof(payload_crc));
-  const uint32_t header_crc = Crc32c(absl::string_view(*bytes).substr(0, 124));
-  std::memcpy(bytes->data() + 124, &header_crc, sizeof(header_crc));
+  std::memcpy(bytes->data() + 120, &length, sizeof(length));
+  std::memcpy(bytes->data() + 116, &payload_crc, sizeof(payload_crc));
+  const uint32_t header_crc = Crc32c(absl::string_view(*bytes).substr(0, 128));
+  std::memcpy(bytes->data() + 128, &header_crc, sizeof(header_crc));
 }
 
 }  // namespace fedge::testing

@@ -177,7 +177,9 @@ Json UpdateJson(const std::string& path, size_t bytes, const UpdateHeader& heade
   result["kind"] = "encoded update";
   result["path"] = path;
   result["bytes"] = bytes;
-  result["encoding"] = header.encoding == UpdateEncoding::kDenseFp16 ? "dense fp16" : "top-k";
+  result["support"] = UpdateSupportName(header.support);
+  result["slice"] = DescribeSlice(header.slice);
+  result["value_bits"] = header.value_bits;
   result["round"] = header.round;
   result["base_version"] = header.base_version;
   result["num_examples"] = header.num_examples;

@@ -29,7 +29,7 @@ struct SimulateOptions {
   std::optional<uint32_t> rounds, cohort, steps, batch, length, rank, bits;
   std::optional<float> rate, alpha, completion_weight, momentum, server_rate, final_fraction;
   std::optional<double> density;
-  std::optional<std::string> encoding;
+  std::optional<std::string> support;
 };
 
 // Chosen among some thirty settings by held-out perplexity and label accuracy on the bundled model
@@ -72,7 +72,7 @@ void ApplyFlags(const SimulateOptions& options, v1::RunConfig& run) {
   if (options.server_rate)
     run.mutable_aggregation()->set_server_learning_rate(*options.server_rate);
   v1::CodecConfig& codec = *run.mutable_codec();
-  if (options.encoding) codec.set_encoding(*options.encoding);
+  if (options.support) codec.set_support(*options.support);
   if (options.density) codec.set_density(*options.density);
   if (options.bits) codec.set_value_bits(*options.bits);
 }
@@ -210,12 +210,11 @@ void AddRunOptions(CLI::App* command, SimulateOptions& options) {
   command->add_option("--rank", options.rank, "LoRA rank (default 8)")->type_name("N");
   command->add_option("--alpha", options.alpha, "LoRA alpha (default: twice the rank)")
       ->type_name("X");
-  command->add_option("--encoding", options.encoding, "Of updates: top-k or dense-fp16")
-      ->check(CLI::IsMember(std::vector<std::string>{"top-k", "dense-fp16"}))
+  command->add_option("--support", options.support, "Values sent: top-k, seeded or dense")
+      ->check(CLI::IsMember(std::vector<std::string>{"top-k", "seeded", "dense"}))
       ->type_name("NAME");
-  command->add_option("--density", options.density, "top-k: fraction sent (default 0.1)")
-      ->type_name("X");
-  command->add_option("--bits", options.bits, "top-k: bits a value, 2 (default), 4 or 8")
+  command->add_option("--density", options.density, "Fraction sent (default 0.1)")->type_name("X");
+  command->add_option("--bits", options.bits, "Of a value: 1, 2 (default), 3, 4, 8, 16")
       ->type_name("N");
 }
 

@@ -402,11 +402,12 @@ void Simulation::FillSettings() {
                         CentralizedLearningRate() * plan_.final_learning_rate_fraction));
   }
   add("update encoding",
-      plan_.codec.encoding == UpdateEncoding::kDenseFp16
-          ? std::string("dense fp16")
-          : absl::StrFormat("top-k, density %g, %d bits a value, error feedback %s",
-                            plan_.codec.density, plan_.codec.value_bits,
-                            plan_.error_feedback ? "on" : "off"));
+      absl::StrCat(UpdateSupportName(plan_.codec.support),
+                   plan_.codec.support == UpdateSupport::kDense
+                       ? std::string()
+                       : absl::StrFormat(", density %g", plan_.codec.density),
+                   ", ", plan_.codec.value_bits, " bits a value, error feedback ",
+                   plan_.error_feedback ? "on" : "off"));
   add("server", absl::StrFormat("learning rate %g, momentum %g; a node weighs as its examples, at "
                                 "most %s of them",
                                 plan_.server_learning_rate, plan_.server_momentum,

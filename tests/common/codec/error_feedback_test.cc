@@ -14,11 +14,13 @@ namespace fedge {
 namespace {
 
 using ::testing::Each;
+using testing::Flat;
+using testing::FlatLayout;
 using testing::RandomDelta;
 using testing::SampleHeader;
 
 constexpr EncodeOptions kTopTenth = {
-    .encoding = UpdateEncoding::kTopK, .density = 0.1, .value_bits = 8};
+    .support = UpdateSupport::kTopK, .density = 0.1, .value_bits = 8};
 
 ErrorFeedback Fresh(size_t size) {
   return ErrorFeedback(Sha256Of("layout"), Sha256Of("base model"), size);
@@ -26,15 +28,16 @@ ErrorFeedback Fresh(size_t size) {
 
 std::string Prepare(ErrorFeedback& feedback, const std::vector<float>& delta,
                     const EncodeOptions& options = kTopTenth) {
-  auto bytes = feedback.Prepare(delta, SampleHeader(delta.size()), options);
+  auto bytes = feedback.Prepare(delta, FlatLayout(delta.size()), SampleHeader(), options);
   EXPECT_TRUE(bytes.ok()) << bytes.status();
   return bytes.ok() ? *std::move(bytes) : std::string();
 }
 
 std::vector<float> Decode(const std::string& bytes, size_t size) {
-  auto decoded = DecodeUpdate(bytes, Sha256Of("layout"), size);
+  const SliceLayout layout = FlatLayout(size);
+  auto decoded = DecodeUpdate(bytes, Sha256Of("layout"), layout);
   EXPECT_TRUE(decoded.ok()) << decoded.status();
-  return decoded.ok() ? std::move(decoded->values) : std::vector<float>(size);
+  return decoded.ok() ? Flat(*decoded, layout) : std::vector<float>(size);
 }
 
 std::vector<float> ResidualOf(const ErrorFeedback& feedback) {
@@ -123,8 +126,7 @@ TEST(ErrorFeedbackTest, PreparingAgainReplacesThePendingUpdate) {
 // lost, because the global adapter did not move. If the lost update's leftovers had become the
 // residual, the small coordinate would be sent with twice what was trained.
 TEST(ErrorFeedbackTest, WithoutDiscardALostUpdateCountsTwice) {
-  const EncodeOptions top_half = {
-      .encoding = UpdateEncoding::kTopK, .density = 0.5, .value_bits = 8};
+  const EncodeOptions top_half = {.support = UpdateSupport::kTopK, .density = 0.5, .value_bits = 8};
   const std::vector<float> step = {1.0f, 0.625f};
 
   ErrorFeedback careful = Fresh(2);
@@ -145,7 +147,7 @@ TEST(ErrorFeedbackTest, WithoutDiscardALostUpdateCountsTwice) {
 std::vector<float> TrainQuadratic(bool with_feedback, int rounds) {
   const size_t size = 8;
   const EncodeOptions one_value = {
-      .encoding = UpdateEncoding::kTopK, .density = 0.125, .value_bits = 8};
+      .support = UpdateSupport::kTopK, .density = 0.125, .value_bits = 8};
   std::vector<float> x(size);
   ErrorFeedback feedback = Fresh(size);
   for (int round = 0; round < rounds; ++round) {
@@ -225,14 +227,14 @@ TEST(ErrorFeedbackTest, RefusesStateAndUpdatesOfAnotherRun) {
     EXPECT_EQ(feedback.Restore(other->Serialize()).code(), absl::StatusCode::kFailedPrecondition);
   }
   const std::vector<float> delta = RandomDelta(30, 1);
-  EXPECT_EQ(layout.Prepare(delta, SampleHeader(30), kTopTenth).status().code(),
+  EXPECT_EQ(layout.Prepare(delta, FlatLayout(30), SampleHeader(), kTopTenth).status().code(),
             absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(base.Prepare(delta, SampleHeader(30), kTopTenth).status().code(),
+  EXPECT_EQ(base.Prepare(delta, FlatLayout(30), SampleHeader(), kTopTenth).status().code(),
             absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(size.Prepare(delta, SampleHeader(30), kTopTenth).status().code(),
+  EXPECT_EQ(size.Prepare(delta, FlatLayout(30), SampleHeader(), kTopTenth).status().code(),
             absl::StatusCode::kInvalidArgument);
   const std::vector<float> bad(30, INFINITY);
-  EXPECT_EQ(feedback.Prepare(bad, SampleHeader(30), kTopTenth).status().code(),
+  EXPECT_EQ(feedback.Prepare(bad, FlatLayout(30), SampleHeader(), kTopTenth).status().code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_FALSE(feedback.has_pending());
 }

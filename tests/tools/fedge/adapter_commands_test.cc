@@ -1,4 +1,5 @@
 #include "common/codec/update_codec.h"
+#include "tests/testing/update_samples.h"
 #include "tests/tools/fedge/fedge_fixture.h"
 #include "tests/tools/pretrain/tiny_corpus.h"
 
@@ -68,14 +69,16 @@ TEST_F(InspectTest, ShowsAnEncodedUpdate) {
   UpdateHeader header;
   header.round = 7;
   header.num_examples = 12;
-  header.num_parameters = 100;
   const std::vector<float> delta(100, 0.5f);
-  const auto bytes = EncodeUpdate(delta, header, {UpdateEncoding::kDenseFp16, 1, 4}, {});
+  const auto bytes = EncodeUpdate(delta, testing::FlatLayout(100), header,
+                                  {.support = UpdateSupport::kDense, .value_bits = 16}, {});
   ASSERT_TRUE(bytes.ok()) << bytes.status();
   const nlohmann::json facts = Inspect(Write("update", *bytes));
   EXPECT_EQ(facts["kind"], "encoded update");
   EXPECT_EQ(facts["round"], 7);
   EXPECT_EQ(facts["parameters"], 100);
+  EXPECT_EQ(facts["support"], "dense");
+  EXPECT_EQ(facts["slice"], "A and B");
 }
 
 TEST_F(InspectTest, NamesForeignAndDamagedFiles) {

@@ -179,7 +179,7 @@ TEST_F(SimulationTest, ItsFilesLoad) {
 TEST_F(SimulationTest, ANodeThatSendsNanIsRejectedAndTheRoundGoesOn) {
   options_.centralized = false;
   options_.run.set_nodes_per_round(6);
-  options_.run.mutable_codec()->set_encoding("dense-fp16");
+  options_.run.mutable_codec()->set_support("dense");
   environment_.wrap_link = [](const std::string& node, std::unique_ptr<FederationLink> link) {
     return absl::StrContains(node, "Node 3") ? std::make_unique<NanLink>(std::move(link))
                                              : std::move(link);
