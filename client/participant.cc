@@ -256,7 +256,7 @@ absl::Status Participant::Encode(const Task& task, absl::Span<const float> delta
   header.num_examples = metrics.num_examples();
   header.layout_hash = task.lora.layout_hash();
   header.base_model = parts_.base->sha256();
-  const SliceLayout layout = SliceLayout::Whole(task.lora);
+  ASSIGN_OR_RETURN(const SliceLayout layout, SliceLayout::Create(task.lora, task.training.slice));
   const auto parameters = static_cast<uint64_t>(task.lora.num_parameters());
   Outgoing outgoing;
   if (task.error_feedback) {

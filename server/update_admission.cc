@@ -44,7 +44,7 @@ absl::StatusOr<AdmittedUpdate> AdmitUpdate(const RunPlan& plan, uint64_t round,
   ASSIGN_OR_RETURN(const UpdateHeader header, ReadUpdateHeader(bytes));
   RETURN_IF_ERROR(CheckHeader(plan, round, base_version, header));
   AdmittedUpdate update;
-  update.layout = SliceLayout::Whole(plan.lora);
+  ASSIGN_OR_RETURN(update.layout, SliceLayout::Create(plan.lora, SliceOf(plan, base_version)));
   ASSIGN_OR_RETURN(update.update, DecodeUpdate(bytes, plan.lora.layout_hash(), update.layout));
   update.round = round;
   update.base_version = base_version;

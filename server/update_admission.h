@@ -24,8 +24,8 @@ struct AdmittedUpdate {
 };
 
 // InvalidArgument: too many bytes, num_examples of 0, broken or non-finite body.
-// FailedPrecondition: another round, version, base model or layout. DataLoss: checksum. Cost and
-// memory are in the number of values sent. Pure: safe to call from any thread.
+// FailedPrecondition: another round, version, base model, layout or slice. DataLoss: checksum. Cost
+// and memory are in the number of values sent. Pure: safe to call from any thread.
 absl::StatusOr<AdmittedUpdate> AdmitUpdate(const RunPlan& plan, uint64_t round,
                                            uint64_t base_version, absl::string_view bytes);
 

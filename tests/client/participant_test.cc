@@ -154,17 +154,15 @@ TEST_F(ParticipantTest, SendsTheSliceOfTheTask) {
   v1::Assignment& task = OfferTask(1, 0);
   task.mutable_slice()->set_factors(v1::AdapterSliceProto::B);
   task.mutable_slice()->set_end_component(1);
-  task.mutable_codec()->set_encoding(v1::CodecPlan::DENSE_FP16);
+  task.mutable_codec()->set_support(v1::CodecPlan::DENSE);
+  task.mutable_codec()->set_value_bits(16);
   Participant participant = MakeParticipant();
   ASSERT_EQ(Step(participant).kind, StepKind::kAccepted);
-  std::vector<float> sent = DecodeUpdate(server_.received_whole, spec_.layout_hash(),
-                                         static_cast<uint64_t>(spec_.num_parameters()))
-                                .value()
-                                .values;
-  std::vector<float> inside = sent;
-  SliceLayout::Create(spec_, {SliceFactors::kB, 0, 1}).value().ClearOutside(absl::MakeSpan(inside));
-  EXPECT_EQ(sent, inside);
-  EXPECT_NE(sent, std::vector<float>(sent.size()));
+  const SliceLayout layout = SliceLayout::Create(spec_, {SliceFactors::kB, 0, 1}).value();
+  const auto sent = DecodeUpdate(server_.received_whole, spec_.layout_hash(), layout);
+  ASSERT_TRUE(sent.ok()) << sent.status();
+  EXPECT_EQ(static_cast<int64_t>(sent->values.size()), layout.size());
+  EXPECT_NE(sent->values, std::vector<float>(sent->values.size()));
 }
 
 TEST_F(ParticipantTest, RefusesASliceThatTheAdapterHasNot) {

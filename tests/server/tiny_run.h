@@ -69,8 +69,9 @@ inline std::string MakeUpdate(const RunPlan& plan, const UpdateSpec& spec) {
   header.num_examples = spec.num_examples;
   header.layout_hash = plan.lora.layout_hash();
   header.base_model = plan.base_model;
-  absl::StatusOr<std::string> bytes =
-      EncodeUpdate(values, SliceLayout::Whole(plan.lora), header, plan.codec, {});
+  const SliceLayout layout =
+      SliceLayout::Create(plan.lora, SliceOf(plan, spec.base_version)).value();
+  absl::StatusOr<std::string> bytes = EncodeUpdate(values, layout, header, plan.codec, {});
   FEDGE_CHECK(bytes.ok(), bytes.status().message());
   return *std::move(bytes);
 }
