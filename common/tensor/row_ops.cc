@@ -9,17 +9,12 @@
 #include <hwy/foreach_target.h>  // must come before highway.h
 
 #include <hwy/contrib/math/math-inl.h>
-#include <hwy/highway.h>
 
-HWY_BEFORE_NAMESPACE();
+#include "common/tensor/vector-inl.h"
+
+FEDGE_BEFORE_NAMESPACE();
 namespace fedge {
 namespace HWY_NAMESPACE {
-namespace hn = hwy::HWY_NAMESPACE;
-
-using D = hn::ScalableTag<float>;
-using V = hn::Vec<D>;
-
-HWY_INLINE int64_t LaneCount() { return static_cast<int64_t>(hn::Lanes(D())); }
 
 // A whole vector at index i of a row.
 struct Whole {
@@ -33,18 +28,12 @@ struct Whole {
 struct Part {
   int64_t i;
   int64_t count;
-  HWY_INLINE V Get(const float* p) const { return GetOr(p, 0); }
+  HWY_INLINE V Get(const float* p) const { return LoadPart(p + i, count); }
   HWY_INLINE V GetOr(const float* p, float filler) const {
-    HWY_ALIGN float lanes[hn::MaxLanes(D())];
-    hn::Store(hn::Set(D(), filler), D(), lanes);
-    std::memcpy(lanes, p + i, static_cast<size_t>(count) * sizeof(float));
-    return hn::Load(D(), lanes);
+    const auto mask = hn::FirstN(D(), static_cast<size_t>(count));
+    return hn::IfThenElse(mask, Get(p), hn::Set(D(), filler));
   }
-  HWY_INLINE void Put(V v, float* p) const {
-    HWY_ALIGN float lanes[hn::MaxLanes(D())];
-    hn::Store(v, D(), lanes);
-    std::memcpy(p + i, lanes, static_cast<size_t>(count) * sizeof(float));
-  }
+  HWY_INLINE void Put(V v, float* p) const { StorePart(v, p + i, count); }
 };
 
 template <class Body>
@@ -69,30 +58,30 @@ float Dot(const float* a, const float* b, int64_t n) {
     sum3 = hn::MulAdd(hn::LoadU(d, a + i + 3 * step), hn::LoadU(d, b + i + 3 * step), sum3);
   }
   EachVector(n - i,
-             [&](auto at) HWY_ATTR { sum0 = hn::MulAdd(at.Get(a + i), at.Get(b + i), sum0); });
+             [&](auto at) FEDGE_ATTR { sum0 = hn::MulAdd(at.Get(a + i), at.Get(b + i), sum0); });
   return Sum(hn::Add(hn::Add(sum0, sum1), hn::Add(sum2, sum3)));
 }
 
 void Axpy(float s, const float* x, int64_t n, float* y) {
   const V factor = hn::Set(D(), s);
-  EachVector(n, [&](auto at) HWY_ATTR { at.Put(hn::MulAdd(factor, at.Get(x), at.Get(y)), y); });
+  EachVector(n, [&](auto at) FEDGE_ATTR { at.Put(hn::MulAdd(factor, at.Get(x), at.Get(y)), y); });
 }
 
 void Add(const float* x, int64_t n, float* y) {
-  EachVector(n, [&](auto at) HWY_ATTR { at.Put(hn::Add(at.Get(x), at.Get(y)), y); });
+  EachVector(n, [&](auto at) FEDGE_ATTR { at.Put(hn::Add(at.Get(x), at.Get(y)), y); });
 }
 
 void Scale(float s, int64_t n, float* x) {
   const V factor = hn::Set(D(), s);
-  EachVector(n, [&](auto at) HWY_ATTR { at.Put(hn::Mul(factor, at.Get(x)), x); });
+  EachVector(n, [&](auto at) FEDGE_ATTR { at.Put(hn::Mul(factor, at.Get(x)), x); });
 }
 
 float RmsNorm(const float* x, const float* weight, int64_t n, float epsilon, float* y) {
   const float mean = Dot(x, x, n) / static_cast<float>(n);
   const float inv = 1.0f / std::sqrt(mean + epsilon);
   const V factor = hn::Set(D(), inv);
-  EachVector(
-      n, [&](auto at) HWY_ATTR { at.Put(hn::Mul(hn::Mul(at.Get(x), factor), at.Get(weight)), y); });
+  EachVector(n, [&](auto at)
+                    FEDGE_ATTR { at.Put(hn::Mul(hn::Mul(at.Get(x), factor), at.Get(weight)), y); });
   return inv;
 }
 
@@ -100,12 +89,12 @@ float RmsNorm(const float* x, const float* weight, int64_t n, float epsilon, flo
 void RmsNormBackward(const float* x, const float* weight, float inv, const float* dy, int64_t n,
                      float* dx) {
   V sum = hn::Zero(D());
-  EachVector(n, [&](auto at) HWY_ATTR {
+  EachVector(n, [&](auto at) FEDGE_ATTR {
     sum = hn::MulAdd(hn::Mul(at.Get(weight), at.Get(dy)), at.Get(x), sum);
   });
   const V factor = hn::Set(D(), inv);
   const V pull = hn::Set(D(), -inv * inv * inv * Sum(sum) / static_cast<float>(n));
-  EachVector(n, [&](auto at) HWY_ATTR {
+  EachVector(n, [&](auto at) FEDGE_ATTR {
     const V direct = hn::MulAdd(hn::Mul(at.Get(weight), at.Get(dy)), factor, at.Get(dx));
     at.Put(hn::MulAdd(pull, at.Get(x), direct), dx);
   });
@@ -113,7 +102,7 @@ void RmsNormBackward(const float* x, const float* weight, float inv, const float
 
 void RmsNormWeightGradient(const float* x, float inv, const float* dy, int64_t n, float* dweight) {
   const V factor = hn::Set(D(), inv);
-  EachVector(n, [&](auto at) HWY_ATTR {
+  EachVector(n, [&](auto at) FEDGE_ATTR {
     at.Put(hn::MulAdd(hn::Mul(at.Get(dy), factor), at.Get(x), at.Get(dweight)), dweight);
   });
 }
@@ -137,7 +126,7 @@ void RopeBackward(const float* cosine, const float* sine, int64_t n, float* dx) 
 }
 #else
 void Rope(const float* cosine, const float* sine, int64_t n, float* x) {
-  EachVector(n, [&](auto at) HWY_ATTR {
+  EachVector(n, [&](auto at) FEDGE_ATTR {
     const V value = at.Get(x);
     const V turned = hn::Mul(hn::Reverse2(D(), value), at.Get(sine));
     at.Put(hn::MulAdd(value, at.Get(cosine), turned), x);
@@ -145,7 +134,7 @@ void Rope(const float* cosine, const float* sine, int64_t n, float* x) {
 }
 
 void RopeBackward(const float* cosine, const float* sine, int64_t n, float* dx) {
-  EachVector(n, [&](auto at) HWY_ATTR {
+  EachVector(n, [&](auto at) FEDGE_ATTR {
     const V value = at.Get(dx);
     const V turned = hn::Mul(hn::Reverse2(D(), value), at.Get(sine));
     at.Put(hn::MulSub(value, at.Get(cosine), turned), dx);
@@ -162,7 +151,7 @@ HWY_INLINE V Sigmoid(V x) {
 }
 
 void SwiGlu(const float* gate, const float* up, int64_t n, float* y) {
-  EachVector(n, [&](auto at) HWY_ATTR {
+  EachVector(n, [&](auto at) FEDGE_ATTR {
     const V g = at.Get(gate);
     at.Put(hn::Mul(hn::Mul(g, Sigmoid(g)), at.Get(up)), y);
   });
@@ -172,7 +161,7 @@ void SwiGlu(const float* gate, const float* up, int64_t n, float* y) {
 void SwiGluBackward(const float* gate, const float* up, const float* dy, int64_t n, float* dgate,
                     float* dup) {
   const V one = hn::Set(D(), 1.0f);
-  EachVector(n, [&](auto at) HWY_ATTR {
+  EachVector(n, [&](auto at) FEDGE_ATTR {
     const V g = at.Get(gate);
     const V grad = at.Get(dy);
     const V s = Sigmoid(g);
@@ -188,7 +177,7 @@ constexpr float kVeryNegative = -1e30f;  // exp of it is 0
 
 HWY_INLINE float MaxOf(const float* x, int64_t n) {
   V max = hn::Set(D(), kVeryNegative);
-  EachVector(n, [&](auto at) HWY_ATTR { max = hn::Max(max, at.GetOr(x, kVeryNegative)); });
+  EachVector(n, [&](auto at) FEDGE_ATTR { max = hn::Max(max, at.GetOr(x, kVeryNegative)); });
   return hn::GetLane(hn::MaxOfLanes(D(), max));
 }
 
@@ -201,7 +190,7 @@ HWY_INLINE double ExpSum(const float* x, float scale, float shift, int64_t n, fl
   double total = 0;
   for (int64_t begin = 0; begin < n; begin += kSumChunk) {
     V sum = hn::Zero(d);
-    EachVector(std::min(kSumChunk, n - begin), [&](auto at) HWY_ATTR {
+    EachVector(std::min(kSumChunk, n - begin), [&](auto at) FEDGE_ATTR {
       const V value = at.GetOr(x + begin, kVeryNegative);
       const V e = hn::Exp(d, hn::MulSub(value, factor, offset));
       sum = hn::Add(sum, e);
@@ -229,13 +218,13 @@ void Exp(float scale, float shift, int64_t n, float* x) {
   const V factor = hn::Set(d, scale);
   const V offset = hn::Set(d, shift);
   EachVector(
-      n, [&](auto at) HWY_ATTR { at.Put(hn::Exp(d, hn::MulSub(at.Get(x), factor, offset)), x); });
+      n, [&](auto at) FEDGE_ATTR { at.Put(hn::Exp(d, hn::MulSub(at.Get(x), factor, offset)), x); });
 }
 
 void SoftmaxBackward(const float* p, float delta, float scale, int64_t n, float* dp) {
   const V offset = hn::Set(D(), delta);
   const V factor = hn::Set(D(), scale);
-  EachVector(n, [&](auto at) HWY_ATTR {
+  EachVector(n, [&](auto at) FEDGE_ATTR {
     at.Put(hn::Mul(hn::Mul(at.Get(p), factor), hn::Sub(at.Get(dp), offset)), dp);
   });
 }
@@ -303,6 +292,25 @@ void Multiply(const SmallMatMulShape& s, const float* a, const float* b, float* 
   if (j < s.n) TailColumns(s, j, a, b, c);
 }
 
+void TransposeSquares(const float* x, int64_t x_stride, int64_t rows, int64_t cols, float* out,
+                      int64_t out_stride) {
+  constexpr int64_t kLanes = hn::MaxLanes(D());
+  V square[kLanes];
+  for (int64_t i0 = 0; i0 < rows; i0 += kLanes) {
+    const int64_t height = std::min(kLanes, rows - i0);
+    for (int64_t j0 = 0; j0 < cols; j0 += kLanes) {
+      const int64_t width = std::min(kLanes, cols - j0);
+      for (int64_t i = 0; i < kLanes; ++i) {
+        square[i] = LoadPart(x + (i0 + i) * x_stride + j0, i < height ? width : 0);
+      }
+      TransposeSquare(square);
+      for (int64_t j = 0; j < width; ++j) {
+        StorePart(square[j], out + (j0 + j) * out_stride + i0, height);
+      }
+    }
+  }
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace fedge
 HWY_AFTER_NAMESPACE();
@@ -326,6 +334,7 @@ HWY_EXPORT(Softmax);
 HWY_EXPORT(Exp);
 HWY_EXPORT(SoftmaxBackward);
 HWY_EXPORT(Multiply);
+HWY_EXPORT(TransposeSquares);
 
 float RowDot(const float* a, const float* b, int64_t n) {
   return HWY_DYNAMIC_DISPATCH(Dot)(a, b, n);
@@ -388,13 +397,7 @@ void SoftmaxRowBackward(const float* p, float delta, float scale, int64_t n, flo
 
 void Transpose(const float* x, int64_t x_stride, int64_t rows, int64_t cols, float* out,
                int64_t out_stride) {
-  constexpr int64_t kBlock = 16;  // a block's lines stay in the first-level cache
-  for (int64_t i0 = 0; i0 < rows; i0 += kBlock) {
-    const int64_t i1 = std::min(i0 + kBlock, rows);
-    for (int64_t j = 0; j < cols; ++j) {
-      for (int64_t i = i0; i < i1; ++i) out[j * out_stride + i] = x[i * x_stride + j];
-    }
-  }
+  HWY_DYNAMIC_DISPATCH(TransposeSquares)(x, x_stride, rows, cols, out, out_stride);
 }
 
 void SmallMatMul(const SmallMatMulShape& shape, const float* a, const float* b, float* c) {
