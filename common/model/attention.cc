@@ -1,7 +1,8 @@
 // Attention over blocks of queries. A task is one sequence and one key/value head: it serves the
-// group of query heads that share it, in order, so that its gradients are summed in one order.
+// group of query heads that share it, in order, so that its gradients are summed in one order. When
+// there are too few of these for the threads, all threads work on one: on blocks of queries, and
+// then on ranges of the keys whose gradients these blocks add to, in the same order.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 
 #include "common/base/status.h"
@@ -20,14 +21,10 @@ int64_t RoundUp(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-// Runs task(slot, i) for i in [0, count); `slot` < pool.threads() is used by one task at a time and
-// owns a piece of scratch memory.
-template <typename Task>
-void ForEachTask(int64_t count, ThreadPool& pool, const Task& task) {
-  std::atomic<int64_t> next{0};
-  pool.ParallelFor(std::min<int64_t>(count, pool.threads()), [&](int64_t slot) {
-    for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) task(slot, i);
-  });
+// Whether sequences and key heads leave threads idle that could share one of them.
+bool SharesHeads(const AttentionShape& s, const ThreadPool& pool) {
+  const int64_t tasks = s.batch * s.kv_heads, threads = pool.threads();
+  return tasks % threads != 0 && tasks < 4 * threads && s.length > kQueryBlock;
 }
 
 // What one task works on: the query heads that share one key/value head of one sequence. Keys
@@ -71,6 +68,13 @@ struct HeadViews {
 
 // One block of queries of one head, and the keys [first, end) that some of them sees.
 struct Block {
+  static int64_t Count(const AttentionShape& s) {
+    return (s.length + kQueryBlock - 1) / kQueryBlock * (s.heads / s.kv_heads);
+  }
+  // The index-th of a group's blocks, in the order of their sums.
+  Block(const HeadViews& view, int64_t index)
+      : Block(view, index / (Count(view.shape) / view.group),
+              index % (Count(view.shape) / view.group) * kQueryBlock) {}
   Block(const HeadViews& view, int64_t g_in, int64_t begin_in)
       : g(g_in),
         begin(begin_in),
@@ -124,11 +128,18 @@ void TimesHead(const HeadViews& view, const Block& block, const float* weights, 
   SmallMatMul(shape, weights, view.Key(x, block.first), out);
 }
 
-// head rows of dx += weights^T [keys, rows] * x_block
-void AddTransposedTimes(const HeadViews& view, const Block& block, const float* weights,
-                        const float* x_block, int64_t x_stride, Rows dx) {
+// Rows of keys.
+struct KeyRange {
+  int64_t begin, end;
+};
+
+// head rows of dx += weights^T [keys, rows] * x_block, for the block's keys in `range`
+void AddTransposedTimes(const HeadViews& view, const Block& block, const KeyRange& range,
+                        const float* weights, const float* x_block, int64_t x_stride, Rows dx) {
+  const int64_t begin = std::max(range.begin, block.first);
   SmallMatMulShape shape;
-  shape.m = block.keys();
+  shape.m = std::min(range.end, block.end) - begin;
+  if (shape.m <= 0) return;
   shape.n = view.shape.head_dim;
   shape.k = block.rows;
   shape.a_row = 1;
@@ -136,7 +147,7 @@ void AddTransposedTimes(const HeadViews& view, const Block& block, const float* 
   shape.b_row = x_stride;
   shape.c_row = dx.stride;
   shape.accumulate = true;
-  SmallMatMul(shape, weights, x_block, view.Key(dx, block.first));
+  SmallMatMul(shape, weights + (begin - block.first), x_block, view.Key(dx, begin));
 }
 
 // The weights of keys that a row does not see.
@@ -188,8 +199,9 @@ struct BackwardCall {
   const AttentionGradients& gradients;
 };
 
-void BackwardBlock(const HeadViews& view, const Block& block, const BackwardCall& call,
-                   const BackwardScratch& mine) {
+// p, ds and dq of a block.
+void DifferentiateScores(const HeadViews& view, const Block& block, const BackwardCall& call,
+                         const BackwardScratch& mine) {
   const AttentionShape& s = view.shape;
   const AttentionForwardValues& f = call.forward;
   const float* const q = view.Query(f.q, block.g, block.begin);
@@ -211,8 +223,61 @@ void BackwardBlock(const HeadViews& view, const Block& block, const BackwardCall
   }
   const AttentionGradients& g = call.gradients;
   TimesHead(view, block, mine.ds, f.k, view.Query(g.dq, block.g, block.begin), g.dq.stride);
-  AddTransposedTimes(view, block, mine.ds, q, f.q.stride, g.dk);
-  AddTransposedTimes(view, block, mine.p, dout, call.dout.stride, g.dv);
+}
+
+// dk and dv of the keys in `range` += a block's part.
+void AddKeyGradients(const HeadViews& view, const Block& block, const KeyRange& range,
+                     const BackwardCall& call, const BackwardScratch& mine) {
+  const ConstRows& q = call.forward.q;
+  const AttentionGradients& g = call.gradients;
+  AddTransposedTimes(view, block, range, mine.ds, view.Query(q, block.g, block.begin), q.stride,
+                     g.dk);
+  AddTransposedTimes(view, block, range, mine.p, view.Query(call.dout, block.g, block.begin),
+                     call.dout.stride, g.dv);
+}
+
+// Ready for the first block of a head.
+void BeginBackward(const HeadViews& view, const BackwardCall& call, const BackwardScratch& mine) {
+  TransposeHead(view, call.forward.k, mine.kt);
+  TransposeHead(view, call.forward.v, mine.vt);
+  for (int64_t i = 0; i < view.shape.length; ++i) {
+    std::fill_n(view.Key(call.gradients.dk, i), view.shape.head_dim, 0.0f);
+    std::fill_n(view.Key(call.gradients.dv, i), view.shape.head_dim, 0.0f);
+  }
+}
+
+// One head by all threads; scratch(i) is a thread's, the first one's transposes are everyone's.
+template <typename Scratch>
+void BackwardTogether(const HeadViews& view, const BackwardCall& call, const Scratch& scratch,
+                      ThreadPool& pool) {
+  const BackwardScratch shared = scratch(0);
+  BeginBackward(view, call, shared);
+  const auto mine = [&](int64_t i) {
+    BackwardScratch result = scratch(i);
+    result.kt = shared.kt;
+    result.vt = shared.vt;
+    return result;
+  };
+  const int64_t blocks = Block::Count(view.shape), threads = pool.threads();
+  for (int64_t first = 0; first < blocks; first += threads) {
+    const int64_t count = std::min(threads, blocks - first);
+    int64_t begin = view.keys, end = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const Block block(view, first + i);
+      begin = std::min(begin, block.first);
+      end = std::max(end, block.end);
+    }
+    pool.ParallelFor(count, [&](int64_t i) {
+      DifferentiateScores(view, Block(view, first + i), call, mine(i));
+    });
+    pool.ParallelFor(threads, [&](int64_t part) {
+      const KeyRange range = {begin + (end - begin) * part / threads,
+                              begin + (end - begin) * (part + 1) / threads};
+      for (int64_t i = 0; i < count; ++i) {
+        AddKeyGradients(view, Block(view, first + i), range, call, mine(i));
+      }
+    });
+  }
 }
 
 void CheckShape(const AttentionShape& s) {
@@ -232,15 +297,24 @@ void AttentionForward(const AttentionShape& shape, ConstRows q, ConstRows k, Con
   const int64_t slot_size = kt_size + std::min(kQueryBlock, shape.length) * padded;
   float* const memory = scratch.Get(slot_size * pool.threads());
   const ForwardCall call = {q, k, v, {out, shape.heads * shape.head_dim}, lse};
-  ForEachTask(shape.batch * shape.kv_heads, pool, [&](int64_t slot, int64_t task) {
+  const int64_t tasks = shape.batch * shape.kv_heads, blocks = Block::Count(shape);
+  const auto kt = [&](int64_t slot) { return few ? nullptr : memory + slot * slot_size; };
+  const auto scores = [&](int64_t slot) { return memory + slot * slot_size + kt_size; };
+  if (SharesHeads(shape, pool)) {
+    for (int64_t task = 0; task < tasks; ++task) {
+      const HeadViews view(shape, task);
+      TransposeHead(view, k, kt(0));
+      ForEachSlot(blocks, pool, [&](int64_t slot, int64_t i) {
+        ForwardBlock(view, Block(view, i), call, kt(0), scores(slot));
+      });
+    }
+    return;
+  }
+  ForEachSlot(tasks, pool, [&](int64_t slot, int64_t task) {
     const HeadViews view(shape, task);
-    float* const kt = few ? nullptr : memory + slot * slot_size;
-    float* const scores = memory + slot * slot_size + kt_size;
-    if (!few) TransposeHead(view, k, kt);
-    for (int64_t g = 0; g < view.group; ++g) {
-      for (int64_t begin = 0; begin < shape.length; begin += kQueryBlock) {
-        ForwardBlock(view, Block(view, g, begin), call, kt, scores);
-      }
+    if (!few) TransposeHead(view, k, kt(slot));
+    for (int64_t i = 0; i < blocks; ++i) {
+      ForwardBlock(view, Block(view, i), call, kt(slot), scores(slot));
     }
   });
 }
@@ -259,23 +333,28 @@ void AttentionBackward(const AttentionShape& shape, const AttentionForwardValues
   float* const memory = scratch.Get(slot_size * pool.threads());
   const int64_t width = shape.heads * shape.head_dim;
   const BackwardCall call = {forward, {forward.out, width}, {dout, width}, gradients};
-  ForEachTask(shape.batch * shape.kv_heads, pool, [&](int64_t slot, int64_t task) {
-    const HeadViews view(shape, task);
-    BackwardScratch mine;
-    mine.kt = memory + slot * slot_size;
-    mine.vt = mine.kt + shape.head_dim * padded;
-    mine.p = mine.vt + shape.head_dim * padded;
-    mine.ds = mine.p + kQueryBlock * padded;
-    TransposeHead(view, forward.k, mine.kt);
-    TransposeHead(view, forward.v, mine.vt);
-    for (int64_t i = 0; i < shape.length; ++i) {
-      std::fill_n(view.Key(gradients.dk, i), shape.head_dim, 0.0f);
-      std::fill_n(view.Key(gradients.dv, i), shape.head_dim, 0.0f);
+  const auto mine = [&](int64_t slot) {
+    BackwardScratch result;
+    result.kt = memory + slot * slot_size;
+    result.vt = result.kt + shape.head_dim * padded;
+    result.p = result.vt + shape.head_dim * padded;
+    result.ds = result.p + kQueryBlock * padded;
+    return result;
+  };
+  const int64_t tasks = shape.batch * shape.kv_heads;
+  if (SharesHeads(shape, pool)) {
+    for (int64_t task = 0; task < tasks; ++task) {
+      BackwardTogether(HeadViews(shape, task), call, mine, pool);
     }
-    for (int64_t g = 0; g < view.group; ++g) {
-      for (int64_t begin = 0; begin < shape.length; begin += kQueryBlock) {
-        BackwardBlock(view, Block(view, g, begin), call, mine);
-      }
+    return;
+  }
+  ForEachSlot(tasks, pool, [&](int64_t slot, int64_t task) {
+    const HeadViews view(shape, task);
+    BeginBackward(view, call, mine(slot));
+    for (int64_t i = 0; i < Block::Count(shape); ++i) {
+      const Block block(view, i);
+      DifferentiateScores(view, block, call, mine(slot));
+      AddKeyGradients(view, block, {0, view.keys}, call, mine(slot));
     }
   });
 }

@@ -1,6 +1,7 @@
 #include "common/model/ops.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 
@@ -31,6 +32,14 @@ void ForEachRows(int64_t rows, int64_t row_cost, ThreadPool& pool,
   const int64_t block = std::max<int64_t>(1, kBlockCost / std::max<int64_t>(1, row_cost));
   const int64_t blocks = (rows + block - 1) / block;
   pool.ParallelFor(blocks, [&](int64_t i) { body(i * block, std::min(rows, (i + 1) * block)); });
+}
+
+void ForEachSlot(int64_t count, ThreadPool& pool,
+                 const std::function<void(int64_t, int64_t)>& task) {
+  std::atomic<int64_t> next{0};
+  pool.ParallelFor(std::min<int64_t>(count, pool.threads()), [&](int64_t slot) {
+    for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) task(slot, i);
+  });
 }
 
 void RmsNormForward(const float* x, const float* weight, int64_t t, int64_t channels, float epsilon,

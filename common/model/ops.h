@@ -181,6 +181,10 @@ void AddForward(const float* x, int64_t n, float* y, ThreadPool& pool);
 // Runs body(first row, end row) over blocks of rows of about `row_cost` values each.
 void ForEachRows(int64_t rows, int64_t row_cost, ThreadPool& pool,
                  const std::function<void(int64_t, int64_t)>& body);
+// Runs task(slot, i) for i in [0, count); `slot` < min(count, pool.threads()) is used by one task
+// at a time and may own a piece of scratch memory.
+void ForEachSlot(int64_t count, ThreadPool& pool,
+                 const std::function<void(int64_t, int64_t)>& task);
 
 }  // namespace fedge
 

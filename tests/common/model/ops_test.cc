@@ -242,6 +242,38 @@ TEST_F(OpsTest, AttentionReadsInterleavedRows) {
   EXPECT_EQ(columns(d_all, v_at, kv_width), dv);
 }
 
+// With fewer key heads than threads these share one; sums keep their order.
+TEST_F(OpsTest, AttentionHasTheSameBitsForAnyNumberOfThreads) {
+  const int64_t length = 150, n = 24;
+  for (const int64_t kv_heads : {1, 3}) {
+    for (const int64_t window : {0, 9, 70}) {
+      const int64_t heads = 2 * kv_heads, q_width = heads * n, kv_width = kv_heads * n;
+      const auto values = [&](uint64_t seed, int64_t width) {
+        return RandomValues(seed, static_cast<size_t>(length * width));
+      };
+      const std::vector<float> q = values(1, q_width), k = values(2, kv_width);
+      const std::vector<float> v = values(3, kv_width), dy = values(4, q_width);
+      const AttentionShape shape = {1, length, 0, heads, kv_heads, n, 0.3f, window};
+      std::vector<std::vector<float>> results;
+      for (const int threads : {1, 2, 4, 5}) {
+        ThreadPool pool(threads);
+        std::vector<float> y(q.size()), lse(static_cast<size_t>(length * heads));
+        std::vector<float> dq(q.size()), dk(k.size()), dv(v.size());
+        const ConstRows q_rows = {q.data(), q_width}, k_rows = {k.data(), kv_width};
+        const ConstRows v_rows = {v.data(), kv_width};
+        AttentionForward(shape, q_rows, k_rows, v_rows, y.data(), lse.data(), scratch_, pool);
+        AttentionBackward(shape, {q_rows, k_rows, v_rows, y.data(), lse.data()}, dy.data(),
+                          {{dq.data(), q_width}, {dk.data(), kv_width}, {dv.data(), kv_width}},
+                          scratch_, pool);
+        for (const auto* part : {&lse, &dq, &dk, &dv})
+          y.insert(y.end(), part->begin(), part->end());
+        results.push_back(y);
+      }
+      for (const auto& result : results) EXPECT_EQ(result, results[0]) << kv_heads << " " << window;
+    }
+  }
+}
+
 TEST_F(OpsTest, GateGradientMatchesComplexStep) {
   const size_t t = 3, n = 41, size = t * n;
   const std::vector<float> gate = RandomValues(1, size, 3), up = RandomValues(2, size);
