@@ -6,6 +6,8 @@
 //                                    tables: onednn, decode, lora, models, demo
 //   engine_bench --shape 896x4864 --tokens 512 --threads 1
 //                                    only products like that
+//   engine_bench --filter demo --threads 1
+//                                    only the demo model, without the peaks
 //   engine_bench --repeat 20         pieces of each measurement, best of (default 9)
 //
 // Every number is the best of several pieces taken in turn with the peak it is divided by, so that
@@ -469,7 +471,7 @@ void PrintSummary(const Options& options) {
 void PrintTables(const Options& options) {
   const bool all = options.filter.empty();
   Fields fields;
-  AddPeaks(fields);
+  if (options.filter != "demo") AddPeaks(fields);
   std::printf("%s", SimdTargetName().c_str());
   for (const auto& [name, value] : fields) std::printf("  %s %.1f", name.c_str(), value);
   std::printf("\n");
@@ -487,6 +489,7 @@ void PrintTables(const Options& options) {
   if (all || options.filter == "demo") {
     for (const Precision precision : Precisions()) {
       for (const int threads : {1, 2}) {
+        if (options.threads != 0 && options.threads != threads) continue;
         std::printf("demo model, %s, %d thread(s): %.0f tokens/s\n", NameOf(precision), threads,
                     DemoTokensPerSecond(options, precision, threads));
       }
