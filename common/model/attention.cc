@@ -270,9 +270,10 @@ void BackwardTogether(const HeadViews& view, const BackwardCall& call, const Scr
     pool.ParallelFor(count, [&](int64_t i) {
       DifferentiateScores(view, Block(view, first + i), call, mine(i));
     });
-    pool.ParallelFor(threads, [&](int64_t part) {
-      const KeyRange range = {begin + (end - begin) * part / threads,
-                              begin + (end - begin) * (part + 1) / threads};
+    const int64_t parts = std::clamp<int64_t>((end - begin) / kKeyMultiple, 1, threads);
+    pool.ParallelFor(parts, [&](int64_t part) {
+      const KeyRange range = {begin + (end - begin) * part / parts,
+                              begin + (end - begin) * (part + 1) / parts};
       for (int64_t i = 0; i < count; ++i) {
         AddKeyGradients(view, Block(view, first + i), range, call, mine(i));
       }

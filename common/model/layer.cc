@@ -25,10 +25,6 @@ AttentionShape AttentionShapeOf(const Layer& layer, const LayerInput& input) {
   return shape;
 }
 
-void CopyRows(ConstRows x, int64_t rows, int64_t width, float* y) {
-  for (int64_t i = 0; i < rows; ++i) std::copy_n(x.data + i * x.stride, width, y + i * width);
-}
-
 ConstRows Const(const Rows& rows) { return {rows.data, rows.stride}; }
 
 }  // namespace
@@ -158,16 +154,17 @@ void LayerWorkspace::Apply(const ForwardCall& call, absl::Span<const Output> out
                 dropout.dropout.rate > 0 ? &dropout : nullptr);
 }
 
-void LayerWorkspace::Forward(const Layer& layer, const LayerInput& input, const LayerCache* cache,
+bool LayerWorkspace::Forward(const Layer& layer, const LayerInput& input, KvLayer* cache,
                              LayerActivations& kept, float* y) {
   kept.Reserve(layer, input);
   const ForwardCall call = {layer, input, kept};
-  AttentionPartForward(call, cache);
+  if (!AttentionPartForward(call, cache)) return false;
   FeedForward(call, y);
+  return true;
 }
 
 // h = x + post_norm(o(attention(rope(norm(q(n))), rope(norm(k(n))), v(n)))), n = norm(x)
-void LayerWorkspace::AttentionPartForward(const ForwardCall& call, const LayerCache* cache) {
+bool LayerWorkspace::AttentionPartForward(const ForwardCall& call, KvLayer* cache) {
   const Layer& layer = call.layer;
   const LayerInput& input = call.input;
   const ModelConfig& config = *input.config;
@@ -192,15 +189,16 @@ void LayerWorkspace::AttentionPartForward(const ForwardCall& call, const LayerCa
   RopeForward(*input.rope, positions, HeadsOf(input, config.head_count, q.stride), q.data, *pool_);
   RopeForward(*input.rope, positions, HeadsOf(input, config.head_count_kv, k.stride), k.data,
               *pool_);
-  ConstRows keys = Const(k), values = Const(qkv.v);
-  if (cache != nullptr) {
-    CopyRows(keys, rows, kv_width, cache->keys + input.past * kv_width);
-    CopyRows(values, rows, kv_width, cache->values + input.past * kv_width);
-    keys = {cache->keys, kv_width};
-    values = {cache->values, kv_width};
+  const AttentionShape shape = AttentionShapeOf(layer, input);
+  const ConstRows keys = Const(k), values = Const(qkv.v);
+  if (cache == nullptr) {
+    AttentionForward(shape, Const(q), keys, values, kept.attended.data(), kept.lse.data(),
+                     attention_scratch_, *pool_);
+  } else {
+    CachedAttention(shape, Const(q), keys, values, *cache, kept.attended.data(), kept.lse.data(),
+                    attention_scratch_, *pool_);
+    if (!cache->Write(input.past, input.length, keys, values, *pool_)) return false;
   }
-  AttentionForward(AttentionShapeOf(layer, input), Const(q), keys, values, kept.attended.data(),
-                   kept.lse.data(), attention_scratch_, *pool_);
   if (layer.norm[kPostAttnNorm] != nullptr) {
     Apply(call, {{kO, kept.o_out.data()}}, kept.attended);
     RmsNormForward(kept.o_out.data(), layer.norm[kPostAttnNorm], rows, channels, config.rms_epsilon,
@@ -209,6 +207,7 @@ void LayerWorkspace::AttentionPartForward(const ForwardCall& call, const LayerCa
     Apply(call, {{kO, kept.h.data()}}, kept.attended);
   }
   AddForward(input.x, rows * channels, kept.h.data(), *pool_);
+  return true;
 }
 
 // y = h + post_norm(down(gate_function(gate(n)) * up(n))), n = norm(h)

@@ -8,6 +8,7 @@
 
 #include "absl/types/span.h"
 #include "common/model/base_model.h"
+#include "common/model/kv_cache.h"
 #include "common/model/linear.h"
 #include "common/model/ops.h"
 
@@ -43,12 +44,6 @@ struct LayerInput {
   LinearRows linear_rows() const { return {rows(), branch_ends}; }
 };
 
-// A generation cache's rows of this block: [capacity, KV*hd].
-struct LayerCache {
-  float* keys = nullptr;
-  float* values = nullptr;
-};
-
 // What Backward needs of a block's Forward.
 class LayerActivations {
  public:
@@ -81,9 +76,10 @@ class LayerWorkspace {
   static int64_t Bytes(const ModelConfig& config, int64_t rows);
 
   // Fills `kept` and, unless y is null, computes the block's output y [rows, C]. With a cache,
-  // appends keys and values at row `input.past` and attends to all of them.
-  void Forward(const Layer& layer, const LayerInput& input, const LayerCache* cache,
-               LayerActivations& kept, float* y);
+  // attends to its input.past tokens too and adds the new ones; false when a key or value of these
+  // is not finite.
+  bool Forward(const Layer& layer, const LayerInput& input, KvLayer* cache, LayerActivations& kept,
+               float* y);
   // dy [rows, C] becomes dx when `want_dx`, else it is left undefined. `kept` is from Forward of
   // the same layer and input; it is used up.
   void Backward(const Layer& layer, const LayerInput& input, const LayerGradient& gradient,
@@ -100,7 +96,7 @@ class LayerWorkspace {
   static GateRows SplitGate(const Layer& layer, const LayerInput& input, float* data);
   BranchDropout DropoutOf(const LayerInput& input);
   void Apply(const ForwardCall& call, absl::Span<const Output> outputs, const FloatBuffer& x);
-  void AttentionPartForward(const ForwardCall& call, const LayerCache* cache);
+  bool AttentionPartForward(const ForwardCall& call, KvLayer* cache);
   void FeedForward(const ForwardCall& call, float* y);
   void Differentiate(const Differentiation& call, absl::Span<const Output> outputs, const float* x,
                      float* dx);

@@ -14,6 +14,9 @@
 namespace fedge {
 namespace {
 
+// Tokens of one pass of Decode.
+constexpr int64_t kDecodedTokens = 512;
+
 void CheckBatch(const Batch& batch, int64_t vocabulary) {
   const size_t size = static_cast<size_t>(batch.batch_size * batch.length);
   FEDGE_CHECK(batch.tokens.size() == size && batch.targets.size() == size, "batch of ",
@@ -40,10 +43,11 @@ class Transformer::Engine {
   // The loss, and with a sink the gradients, of the bound adapter.
   LossSum Run(const Batch& batch, const GradientSink* sink, absl::Span<float> token_nats,
               const Dropout& dropout = Dropout());
-  // Logits of the last token; keys and values are appended to the cache of each layer. `context`:
-  // the tokens that the caches can hold.
-  std::vector<float> Decode(absl::Span<const TokenId> tokens, int64_t past, int64_t context,
-                            absl::Span<const LayerCache> caches);
+  // The last token's output of the last layer; keys and values are added to each layer's cache.
+  // `context`: the tokens that the caches can hold. Null when some are not finite.
+  const float* Decode(absl::Span<const TokenId> tokens, int64_t past, int64_t context,
+                      absl::Span<KvLayer> caches);
+  std::vector<float> Logits(const float* x);
 
  private:
   // Layers from this one on keep their activations from forward to backward.
@@ -201,9 +205,8 @@ void Transformer::Engine::BackwardLayers(const Batch& batch, const Geometry& geo
                     bound_.WeightSink(sink, "token_embd.weight"), pool_);
 }
 
-std::vector<float> Transformer::Engine::Decode(absl::Span<const TokenId> tokens, int64_t past,
-                                               int64_t context,
-                                               absl::Span<const LayerCache> caches) {
+const float* Transformer::Engine::Decode(absl::Span<const TokenId> tokens, int64_t past,
+                                         int64_t context, absl::Span<KvLayer> caches) {
   const ModelConfig& config = model_.config();
   const int64_t length = static_cast<int64_t>(tokens.size());
   const int64_t size = length * config.embedding_length;
@@ -214,11 +217,18 @@ std::vector<float> Transformer::Engine::Decode(absl::Span<const TokenId> tokens,
   EmbeddingForward(model_.token_embedding(), tokens, config.embedding_scale, x, pool_);
   for (size_t i = 0; i < bound_.layers().size(); ++i) {
     float* const y = inputs_.Make(i + 1);
-    workspace_.Forward(bound_.layers()[i], Input(geometry, i, x), &caches[i], activations_[0], y);
+    if (!workspace_.Forward(bound_.layers()[i], Input(geometry, i, x), &caches[i], activations_[0],
+                            y)) {
+      return nullptr;
+    }
     x = y;
   }
-  std::vector<float> logits(static_cast<size_t>(config.vocab_size));
-  head_.Logits(x + (length - 1) * config.embedding_length, logits.data());
+  return x + (length - 1) * config.embedding_length;
+}
+
+std::vector<float> Transformer::Engine::Logits(const float* x) {
+  std::vector<float> logits(static_cast<size_t>(model_.config().vocab_size));
+  head_.Logits(x, logits.data());
   return logits;
 }
 
@@ -232,9 +242,9 @@ Transformer::Transformer(std::shared_ptr<const BaseModel> model, ThreadPool* poo
 Transformer::~Transformer() = default;
 
 LossSum Transformer::Loss(const Batch& batch, const LoraAdapter* adapter,
-                          absl::Span<float> token_nats) {
+                          absl::Span<float> token_nats, Precision precision) {
   FEDGE_CHECK(token_nats.empty() || token_nats.size() == batch.tokens.size());
-  engine_->Bind(adapter, Precision::kFloat32);
+  engine_->Bind(adapter, precision);
   return engine_->Run(batch, nullptr, token_nats);
 }
 
@@ -271,15 +281,9 @@ LossSum Transformer::LossAndWeightGradients(const Batch& batch, float grad_scale
   return engine_->Run(batch, &sink, {});
 }
 
-KvCache::KvCache(const ModelConfig& config, int64_t capacity) : capacity_(capacity) {
-  FEDGE_CHECK(capacity >= 0, "capacity ", capacity);
-  const size_t size = static_cast<size_t>(capacity * config.head_count_kv * config.head_dim);
-  keys_.assign(static_cast<size_t>(config.block_count), std::vector<float>(size));
-  values_ = keys_;
-}
-
 absl::StatusOr<std::vector<float>> Transformer::Decode(absl::Span<const TokenId> tokens,
-                                                       const LoraAdapter* adapter, KvCache& cache) {
+                                                       const LoraAdapter* adapter, KvCache& cache,
+                                                       Precision precision) {
   const int64_t length = static_cast<int64_t>(tokens.size());
   if (length == 0) return absl::InvalidArgumentError("no tokens to decode");
   if (length > cache.capacity_ - cache.size_) {
@@ -291,14 +295,22 @@ absl::StatusOr<std::vector<float>> Transformer::Decode(absl::Span<const TokenId>
   for (const TokenId token : tokens) {
     FEDGE_CHECK(token >= 0 && token < vocabulary, "token ", token, " of ", vocabulary);
   }
-  std::vector<LayerCache> caches;
-  for (size_t i = 0; i < cache.keys_.size(); ++i) {
-    caches.push_back({cache.keys_[i].data(), cache.values_[i].data()});
+  engine_->Bind(adapter, precision);
+  const float* last = nullptr;
+  for (int64_t begin = 0; begin < length; begin += kDecodedTokens) {
+    const int64_t count = std::min(kDecodedTokens, length - begin);
+    last = engine_->Decode(tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(count)),
+                           cache.size_, cache.capacity_, absl::MakeSpan(cache.layers_));
+    if (last == nullptr) {
+      const int64_t first = cache.size_;
+      RETURN_IF_ERROR(cache.Truncate(0));
+      return absl::InternalError(absl::StrCat("tokens ", first, " to ", first + count - 1,
+                                              " have keys or values that are not finite; look for "
+                                              "damaged weights or a wrong adapter"));
+    }
+    cache.size_ += count;
   }
-  engine_->Bind(adapter, Precision::kFloat32);
-  std::vector<float> logits = engine_->Decode(tokens, cache.size_, cache.capacity_, caches);
-  cache.size_ += length;
-  return logits;
+  return engine_->Logits(last);
 }
 
 }  // namespace fedge

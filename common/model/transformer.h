@@ -4,7 +4,8 @@
 // Memory: per-layer gradient checkpointing (each layer's input is kept, in bf16 where that is
 // allowed; a layer is recomputed in the backward pass unless its activations fit a budget),
 // cross-entropy over chunks of tokens so that [T, V] logits never exist, attention over blocks of
-// queries so that [T, T] never exists. Weights stay quantized in the mapped file.
+// queries so that [T, T] never exists. Weights stay quantized in the mapped file. Decoding takes a
+// KvCache, and activations of 512 tokens however long a prompt is.
 //
 // Models with two sets of RoPE factors use the long ones for contexts beyond the original one: a
 // batch's context is its length, a cache's its capacity.
@@ -22,6 +23,7 @@
 #include "common/model/base_model.h"
 #include "common/model/bound_model.h"
 #include "common/model/dropout.h"
+#include "common/model/kv_cache.h"
 #include "common/model/tokenizer.h"
 #include "common/tensor/matmul.h"
 
@@ -50,9 +52,6 @@ struct LossSum {
   }
 };
 
-// Keys and values of the tokens seen so far, for generation. fp32.
-class KvCache;
-
 inline constexpr int64_t kDefaultActivationBudget = int64_t{64} << 20;
 
 struct TransformerOptions {
@@ -76,12 +75,13 @@ class Transformer {
 
   const BaseModel& model() const { return *model_; }
 
-  // Of the products with the frozen weights in LossAndGradient; everything else is fp32 always.
+  // Of the products with the frozen weights in LossAndGradient.
   void set_training_precision(Precision precision) { training_precision_ = precision; }
 
   // Sum of losses over the batch, with `adapter` (null: the bare base). Optional `token_nats` [B*T]
-  // gets each position's loss (0 where there is no target).
-  LossSum Loss(const Batch& batch, const LoraAdapter* adapter, absl::Span<float> token_nats = {});
+  // gets each position's loss (0 where there is no target). `precision` is of the products.
+  LossSum Loss(const Batch& batch, const LoraAdapter* adapter, absl::Span<float> token_nats = {},
+               Precision precision = Precision::kFloat32);
 
   // The same, and adds d(sum of weighted losses)/d(adapter) * `grad_scale` to `gradient` (flat, the
   // adapter's layout). `dropout` is of what the layers' adapters read (not the head's); the loss is
@@ -93,31 +93,20 @@ class Transformer {
   // F32.
   LossSum LossAndWeightGradients(const Batch& batch, float grad_scale, WeightGradients& gradients);
 
-  // Appends `tokens` to the cache and returns the logits [V] of the last one. OutOfRange when the
-  // cache has no room for all of them (it is unchanged then); InvalidArgument when there are none.
+  // Appends `tokens` to the cache and returns the logits [V] of the last one. Many tokens take
+  // several passes, whose activations are all the memory it needs; `precision` is of the products
+  // with more than kMaxVectorRows of them. OutOfRange when the cache has no room for all of them
+  // (it is unchanged then); InvalidArgument when there are none; Internal, and the cache is empty,
+  // when a key or value is not finite.
   absl::StatusOr<std::vector<float>> Decode(absl::Span<const TokenId> tokens,
-                                            const LoraAdapter* adapter, KvCache& cache);
+                                            const LoraAdapter* adapter, KvCache& cache,
+                                            Precision precision = Precision::kFloat32);
 
  private:
   class Engine;  // scratch memory and the passes over it
   std::shared_ptr<const BaseModel> model_;
   std::unique_ptr<Engine> engine_;
   Precision training_precision_ = Precision::kFloat32;
-};
-
-class KvCache {
- public:
-  KvCache(const ModelConfig& config, int64_t capacity);  // capacity in tokens
-  int64_t size() const { return size_; }
-  int64_t capacity() const { return capacity_; }
-  void Truncate(int64_t size) { size_ = size; }  // forget the tokens from `size` on
-
- private:
-  friend class Transformer;
-  int64_t capacity_;
-  int64_t size_ = 0;
-  std::vector<std::vector<float>> keys_;    // per layer [capacity, KV*hd], rotated
-  std::vector<std::vector<float>> values_;  // per layer [capacity, KV*hd]
 };
 
 }  // namespace fedge

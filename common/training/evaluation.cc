@@ -98,7 +98,7 @@ absl::StatusOr<int64_t> BestLabel(Transformer& transformer, const LoraAdapter* a
     if (branch.depth == 0) {
       logits = std::move(prompt_logits);
     } else {
-      cache.Truncate(prompt_size);
+      RETURN_IF_ERROR(cache.Truncate(prompt_size));
       ASSIGN_OR_RETURN(logits, transformer.Decode(absl::MakeConstSpan(first).first(branch.depth),
                                                   adapter, cache));
     }
@@ -139,7 +139,8 @@ absl::StatusOr<PerplexityResult> Perplexity(
   LossSum sum;
   for (int64_t first = 0; first < windows; first += rows) {
     const int64_t count = std::min(rows, windows - first);
-    sum += transformer.Loss(WindowBatch(tokens, first, count, context, bos), adapter);
+    sum += transformer.Loss(WindowBatch(tokens, first, count, context, bos), adapter, {},
+                            options.precision);
     result.windows = first + count;
     result.scored_tokens = sum.num_tokens;
     result.mean_nats = sum.mean();
@@ -214,9 +215,13 @@ absl::StatusOr<AccuracyResult> LabelAccuracy(Transformer& transformer, const Lor
     longest_prompt = std::max(longest_prompt, question.prompt.size());
   }
   AccuracyResult result;
-  KvCache cache(transformer.model().config(), static_cast<int64_t>(longest_prompt + longest_label));
+  KvCacheOptions cache_options;
+  cache_options.type = KvType::kF32;
+  cache_options.rewind = static_cast<int64_t>(longest_label);
+  KvCache cache(transformer.model().config(), static_cast<int64_t>(longest_prompt + longest_label),
+                cache_options);
   for (const LabelQuestion& question : questions) {
-    cache.Truncate(0);
+    RETURN_IF_ERROR(cache.Truncate(0));
     ASSIGN_OR_RETURN(std::vector<float> logits,
                      transformer.Decode(question.prompt, adapter, cache));
     ASSIGN_OR_RETURN(const int64_t label,

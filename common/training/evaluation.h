@@ -17,8 +17,9 @@
 namespace fedge {
 
 struct PerplexityOptions {
-  int64_t context = 512;    // C: tokens a window
-  int64_t max_windows = 0;  // 0: all
+  int64_t context = 512;                      // C: tokens a window
+  int64_t max_windows = 0;                    // 0: all
+  Precision precision = Precision::kFloat32;  // of the products with the frozen weights
 };
 
 struct PerplexityResult {

@@ -88,11 +88,12 @@ absl::StatusOr<GenerateResult> Generate(
   const int64_t size = static_cast<int64_t>(prompt.size());
   const int64_t capacity =
       std::min(transformer.model().config().context_length, size + options.max_tokens);
-  KvCache cache(transformer.model().config(), capacity);
+  KvCache cache(transformer.model().config(), capacity, {options.kv_type});
   Rng rng = Rng::Stream(options.seed, "sampling");
   GenerateResult result;
   if (options.max_tokens == 0) return result;
-  ASSIGN_OR_RETURN(std::vector<float> logits, transformer.Decode(prompt, adapter, cache));
+  ASSIGN_OR_RETURN(std::vector<float> logits,
+                   transformer.Decode(prompt, adapter, cache, options.prompt_precision));
   while (true) {
     const TokenId id = SampleToken(logits, options.sampling, rng);
     if (options.stop_at_end && tokenizer.IsEndOfGeneration(id)) {

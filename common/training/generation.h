@@ -29,6 +29,9 @@ struct GenerateOptions {
   SamplingOptions sampling;
   uint64_t seed = 0;
   int64_t max_tokens = 128;
+  KvType kv_type = KvType::kF16;
+  // Of the products over the prompt; single tokens are fp32.
+  Precision prompt_precision = Precision::kBFloat16;
   bool stop_at_end = true;  // at a token that ends the text or the turn
 };
 

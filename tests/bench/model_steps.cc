@@ -144,9 +144,9 @@ int MeasureModelHere(const std::string& path, int threads, int repeat) {
 
   transformer = std::make_unique<Transformer>(*loaded, &pool);
   KvCache cache(model.config(), kStepTokens);
-  const Rate prompt = BestRate(2 * layers, Precision::kFloat32, repeat, pool, [&] {
-    cache.Truncate(0);
-    FEDGE_CHECK(transformer->Decode(batch.tokens, nullptr, cache).ok());
+  const Rate prompt = BestRate(2 * layers, precision, repeat, pool, [&] {
+    FEDGE_CHECK(cache.Truncate(0).ok());
+    FEDGE_CHECK(transformer->Decode(batch.tokens, nullptr, cache, precision).ok());
   });
   steps.prompt_tokens_per_s = prompt.tokens_per_s;
   steps.prompt_of_peak = prompt.of_peak;

@@ -69,6 +69,19 @@ void AddThreadsOption(CLI::App* command, int& threads) {
       ->type_name("N");
 }
 
+void AddPrecisionOption(CLI::App* command, const std::string& help, Precision& precision) {
+  static const std::map<std::string, Precision> kPrecisions = {{"fp32", Precision::kFloat32},
+                                                               {"bf16", Precision::kBFloat16}};
+  const char* const usual = precision == Precision::kBFloat16 ? "bf16" : "fp32";
+  command
+      ->add_option_function<std::string>(
+          "--precision",
+          [&precision](const std::string& name) { precision = kPrecisions.at(name); },
+          help + ": fp32 or bf16 (default " + usual + ")")
+      ->check(CLI::IsMember(std::vector<std::string>{"fp32", "bf16"}))
+      ->type_name("P");
+}
+
 absl::Status CheckOutputDir(absl::string_view dir, Env& env) {
   RETURN_IF_ERROR(env.CreateDirs(dir));
   const std::string probe = JoinPath(dir, ".fedge-writable");

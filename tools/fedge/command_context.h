@@ -15,6 +15,7 @@
 #include "absl/strings/string_view.h"
 #include "common/base/clock.h"
 #include "common/base/env.h"
+#include "common/tensor/matmul.h"
 
 namespace fedge {
 
@@ -56,6 +57,8 @@ class CommandContext {
 // Options that several commands have.
 void AddFormatOption(CLI::App* command, OutputFormat& format);
 void AddThreadsOption(CLI::App* command, int& threads);  // sets the default: all processors
+// fp32 or bf16; `help` says of what, `precision` is the default.
+void AddPrecisionOption(CLI::App* command, const std::string& help, Precision& precision);
 
 // OK when files can be made in `dir`, which is created: said before hours of work, not after.
 absl::Status CheckOutputDir(absl::string_view dir, Env& env);

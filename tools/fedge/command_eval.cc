@@ -51,6 +51,7 @@ absl::Status RunEval(const EvalOptions& options, CommandContext& context) {
   summary["context"] = options.perplexity.context;
   summary["windows"] = result->windows;
   summary["scored_tokens"] = result->scored_tokens;
+  summary["precision"] = options.perplexity.precision == Precision::kBFloat16 ? "bf16" : "fp32";
   summary["model"] = options.model;
   if (adapter) summary["lora"] = options.lora;
   summary["data"] = options.data;
@@ -74,6 +75,8 @@ void RegisterEval(CLI::App& app, CommandContext& context) {
   command->add_option("--chunks", options->perplexity.max_windows, "Windows at most (default: all)")
       ->check(CLI::NonNegativeNumber)
       ->type_name("N");
+  AddPrecisionOption(command, "Of the products with the model's weights",
+                     options->perplexity.precision);
   AddThreadsOption(command, options->threads);
   AddFormatOption(command, options->format);
   command->footer(

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
@@ -50,6 +51,11 @@ absl::StatusOr<std::vector<TokenId>> PromptTokens(const CommandOptions& options,
   return EncodeSpans(spans, tokenizer).ids;
 }
 
+double Rate(size_t count, absl::Duration duration) {
+  const double seconds = absl::ToDoubleSeconds(duration);
+  return seconds > 0 ? static_cast<double>(count) / seconds : 0.0;
+}
+
 absl::Status RunGenerate(const CommandOptions& options, CommandContext& context) {
   Env& env = context.env();
   ASSIGN_OR_RETURN(std::shared_ptr<const BaseModel> model, BaseModel::Load(options.model, env));
@@ -61,26 +67,30 @@ absl::Status RunGenerate(const CommandOptions& options, CommandContext& context)
   const bool streams = options.format == OutputFormat::kText;
   if (streams && !options.chat) context.out() << options.prompt << std::flush;
   std::string text;
+  const absl::Duration begin = context.clock().Monotonic();
+  absl::Duration first_token = begin;
   const auto on_token = [&](TokenId, absl::string_view bytes) {
+    if (text.empty()) first_token = context.clock().Monotonic();
     absl::StrAppend(&text, bytes);
     if (streams) context.out() << bytes << std::flush;
     return !context.interrupted();
   };
-  const absl::Duration begin = context.clock().Monotonic();
   absl::StatusOr<GenerateResult> result =
       Generate(transformer, adapter ? &*adapter : nullptr, prompt, options.generate, on_token);
   if (streams) context.out() << std::endl;
   if (!result.ok()) return result.status();
   if (streams) return absl::OkStatus();
-  const double seconds = absl::ToDoubleSeconds(context.clock().Monotonic() - begin);
+  const absl::Duration end = context.clock().Monotonic();
   nlohmann::ordered_json summary;
   summary["prompt"] = options.prompt;
   summary["text"] = text;
   summary["tokens"] = result->tokens;
   summary["prompt_tokens"] = prompt.size();
   summary["stop"] = std::string(StopName(result->stop));
+  summary["prompt_tokens_per_second"] = Rate(prompt.size(), first_token - begin);
+  // Of those after the first, which comes with the prompt.
   summary["tokens_per_second"] =
-      seconds > 0 ? static_cast<double>(result->tokens.size()) / seconds : 0.0;
+      Rate(std::max<size_t>(1, result->tokens.size()) - 1, end - first_token);
   context.PrintJson(summary);
   return absl::OkStatus();
 }
@@ -112,6 +122,17 @@ void RegisterGenerate(CLI::App& app, CommandContext& context) {
   command->add_option("--top-p", sampling.top_p, "Nucleus sampling (default 0.95)")->type_name("P");
   command->add_option("--seed", options->generate.seed, "Seed (default 0)")->type_name("S");
   command->add_flag("--ignore-end", options->ignore_end, "Go on after the end of the text");
+  command
+      ->add_option_function<std::string>(
+          "--kv-cache",
+          [options](const std::string& name) {
+            options->generate.kv_type = KvTypeFromName(name).value();
+          },
+          "How keys and values are kept: f16 (default), q8, q4 or f32")
+      ->check(CLI::IsMember(std::vector<std::string>{"f16", "q8", "q4", "f32"}))
+      ->type_name("TYPE");
+  AddPrecisionOption(command, "Of the products over the prompt",
+                     options->generate.prompt_precision);
   AddThreadsOption(command, options->threads);
   AddFormatOption(command, options->format);
   command->footer(

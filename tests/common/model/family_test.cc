@@ -108,7 +108,8 @@ TEST_P(FamilyGradientTest, DecodingAgreesWithTheBatch) {
   Transformer transformer(tiny.model(), &pool);
   std::vector<float> nats(batch.tokens.size());
   transformer.Loss(batch, &adapter, absl::MakeSpan(nats));
-  KvCache stepwise(tiny.model()->config(), 70), whole(tiny.model()->config(), 70);
+  const KvCacheOptions exact = {KvType::kF32};
+  KvCache stepwise(tiny.model()->config(), 70, exact), whole(tiny.model()->config(), 70, exact);
   std::vector<float> last;
   for (size_t i = 0; i < batch.tokens.size(); ++i) {
     const auto logits = transformer.Decode({batch.tokens[i]}, &adapter, stepwise);

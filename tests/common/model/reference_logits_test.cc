@@ -39,7 +39,7 @@ TEST_P(ReferenceLogitsTest, MatchAtTheLastPosition) {
   const std::vector<float> expected = ReadArray<float>(logits_path);
   ThreadPool pool(2);
   Transformer transformer(*model, &pool);
-  KvCache cache((*model)->config(), static_cast<int64_t>(tokens.size()));
+  KvCache cache((*model)->config(), static_cast<int64_t>(tokens.size()), {KvType::kF32});
   const auto logits = transformer.Decode(tokens, nullptr, cache);
   ASSERT_TRUE(logits.ok()) << logits.status();
   ASSERT_EQ(logits->size(), expected.size());

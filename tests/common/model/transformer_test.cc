@@ -222,7 +222,8 @@ TEST_F(TransformerTest, DecodeAgreesWithTheBatchAndWithItself) {
   Transformer transformer(tiny_.model(), &pool_);
   std::vector<float> nats(batch.tokens.size());
   transformer.Loss(batch, &adapter_, absl::MakeSpan(nats));
-  KvCache stepwise(tiny_.model()->config(), 70), whole(tiny_.model()->config(), 70);
+  const KvCacheOptions exact = {KvType::kF32};
+  KvCache stepwise(tiny_.model()->config(), 70, exact), whole(tiny_.model()->config(), 70, exact);
   std::vector<float> last;
   for (size_t i = 0; i < batch.tokens.size(); ++i) {
     const auto logits = transformer.Decode({batch.tokens[i]}, &adapter_, stepwise);
@@ -238,7 +239,7 @@ TEST_F(TransformerTest, DecodeAgreesWithTheBatchAndWithItself) {
     if (whole.size() < 70) continue;
     for (size_t i = 0; i < last.size(); ++i) EXPECT_NEAR((*logits)[i], last[i], 2e-4);
   }
-  whole.Truncate(69);
+  ASSERT_TRUE(whole.Truncate(69).ok());
   const auto again = transformer.Decode({batch.tokens.back()}, &adapter_, whole);
   ASSERT_TRUE(again.ok());
   for (size_t i = 0; i < last.size(); ++i) EXPECT_NEAR((*again)[i], last[i], 2e-4);

@@ -50,7 +50,7 @@ class EvaluationTest : public ::testing::Test {
   double Nats(std::vector<TokenId> prompt, absl::Span<const TokenId> tokens) {
     double nats = 0;
     for (const TokenId token : tokens) {
-      KvCache cache(model_->config(), 128);
+      KvCache cache(model_->config(), 128, {KvType::kF32});
       nats -= LogProbability(transformer_->Decode(prompt, &adapter_, cache).value(), token);
       prompt.push_back(token);
     }

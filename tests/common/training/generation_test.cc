@@ -66,6 +66,8 @@ class GenerateTest : public ::testing::Test {
     prompt_ = model_->tokenizer().Encode("the cat");
     options_.max_tokens = 8;
     options_.stop_at_end = false;
+    options_.kv_type = KvType::kF32;
+    options_.prompt_precision = Precision::kFloat32;
   }
   absl::StatusOr<GenerateResult> Run(
       const std::function<bool(TokenId, absl::string_view)>& on_token = {}) {

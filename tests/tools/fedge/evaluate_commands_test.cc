@@ -41,6 +41,20 @@ TEST_F(EvalCommandTest, PrintsThePerplexityAsJson) {
   EXPECT_EQ(run.Json()["scored_tokens"], 2 * 15);
 }
 
+TEST_F(EvalCommandTest, PrecisionIsFp32UnlessAsked) {
+  const auto eval = [this](const std::string& precision) {
+    return Run({"eval", "--model", model_, "--data", text_, "--context", "32", "--format", "json",
+                "--precision", precision})
+        .Json();
+  };
+  EXPECT_EQ(eval("fp32")["perplexity"].get<double>(), Eval(""));
+  const nlohmann::json rounded = eval("bf16");
+  EXPECT_EQ(rounded["precision"], "bf16");
+  const double ratio = rounded["perplexity"].get<double>() / Eval("");
+  EXPECT_EQ(ratio != 1, HasBFloat16Dot());
+  EXPECT_NEAR(ratio, 1, 0.01);
+}
+
 TEST_F(EvalCommandTest, ScalesTheAdapter) {
   const std::string adapter = WriteAdapter("a.gguf");
   EXPECT_NE(Eval(adapter), Eval(""));
@@ -115,6 +129,22 @@ TEST_F(GenerateCommandTest, TheSeedDecides) {
   };
   EXPECT_EQ(text("1"), text("1"));
   EXPECT_NE(text("1"), text("2"));
+}
+
+TEST_F(GenerateCommandTest, TakesTypesOfTheCacheAndPrecisions) {
+  const auto generate = [this](const std::string& option, const std::string& value) {
+    return Run(
+        {"generate", "--model", model_, "--prompt", "the cat sat", "-n", "6", option, value});
+  };
+  for (const char* type : {"f32", "f16", "q8", "q4"}) {
+    const testing::FedgeRun run = generate("--kv-cache", type);
+    EXPECT_EQ(run.code, 0) << run.err;
+  }
+  for (const char* precision : {"fp32", "bf16"}) {
+    EXPECT_EQ(generate("--precision", precision).code, 0) << precision;
+  }
+  EXPECT_EQ(generate("--kv-cache", "q2").code, 2);
+  EXPECT_EQ(generate("--precision", "fp8").code, 2);
 }
 
 TEST_F(GenerateCommandTest, RefusesOptionsOutOfRange) {
