@@ -75,6 +75,9 @@ class Nibbles {
     return hn::Sub(hn::Mul(q, scale_), min_);
 #endif
   }
+#if FEDGE_BF16_TARGET
+  HWY_INLINE V table() const { return table_; }  // by code
+#endif
 
  private:
 #if FEDGE_BF16_TARGET
@@ -85,22 +88,58 @@ class Nibbles {
 #endif
 };
 
+// Where decoded vectors go.
+struct StoreFloats {
+  float* to;
+  HWY_INLINE void operator()(int64_t i, V v) const { hn::StoreU(v, D(), to + i); }
+};
+
 // Each decoder: kUnit, the multiple at which a range of a row may begin and end, and
 //   Decode(row, begin, count, sink)   calls sink(i, v) with the values begin + i .. of each vector.
 
 struct DecoderQ4_0 {
   static constexpr int64_t kUnit = 32;
+  static HWY_INLINE Nibbles OfBlock(const uint8_t* block) {
+    return Nibbles::Centered(HalfAt(block));
+  }
   template <class Sink>
   static HWY_INLINE void Decode(const uint8_t* row, int64_t begin, int64_t count, Sink& sink) {
     const int64_t lanes = LaneCount();
     const uint8_t* block = row + begin / 32 * 18;
     for (int64_t i = 0; i < count; i += 32, block += 18) {
-      const Nibbles nibbles = Nibbles::Centered(HalfAt(block));
+      const Nibbles nibbles = OfBlock(block);
       for (int64_t j = 0; j < 16; j += lanes) sink(i + j, nibbles.Values(BytesAt(block + 2 + j)));
       for (int64_t j = 0; j < 16; j += lanes) {
         sink(i + 16 + j, nibbles.Values(hn::ShiftRight<4>(BytesAt(block + 2 + j))));
       }
     }
+  }
+};
+
+struct DecoderQ5_0 {
+  static constexpr int64_t kUnit = 32;
+  template <class Sink>
+  static HWY_INLINE void Decode(const uint8_t* row, int64_t begin, int64_t count, Sink& sink) {
+    const int64_t lanes = LaneCount();
+    const uint8_t* block = row + begin / 32 * 22;
+    for (int64_t i = 0; i < count; i += 32, block += 22) {
+      const V d = hn::Set(D(), HalfAt(block));
+      uint32_t tops;
+      std::memcpy(&tops, block + 2, sizeof(tops));
+      for (int64_t j = 0; j < 16; j += lanes) {
+        const VI bytes = BytesAt(block + 6 + j);
+        sink(i + j, hn::Mul(Value(Low4(bytes), tops >> j), d));
+        sink(i + 16 + j, hn::Mul(Value(hn::ShiftRight<4>(bytes), tops >> (16 + j)), d));
+      }
+    }
+  }
+
+ private:
+  // Bit j of `tops` is the fifth of lane j.
+  static HWY_INLINE V Value(VI low, uint32_t tops) {
+    const VI bits = hn::Shr(hn::Set(DI(), static_cast<int32_t>(tops)), hn::Iota(DI(), 0));
+    const VI top = hn::And(hn::ShiftLeft<4>(bits), hn::Set(DI(), 16));
+    return hn::ConvertTo(D(), hn::Sub(hn::Or(low, top), hn::Set(DI(), 16)));
   }
 };
 
@@ -121,16 +160,28 @@ struct DecoderQ8_0 {
 
 struct DecoderQ4_K {
   static constexpr int64_t kUnit = 64;
+  // 64 values: the low, then the high nibbles of 32 bytes.
+  struct Group {
+    const uint8_t* block;
+    int index;  // in the block
+    const uint8_t* codes;
+
+    HWY_INLINE Group(const uint8_t* row, int64_t begin)
+        : block(row + begin / 256 * 144),
+          index(static_cast<int>(begin / 64 % 4)),
+          codes(block + 16 + 32 * index) {}
+    HWY_INLINE Nibbles Low() const { return OfSubBlock(block, 2 * index); }
+    HWY_INLINE Nibbles High() const { return OfSubBlock(block, 2 * index + 1); }
+  };
+
   template <class Sink>
   static HWY_INLINE void Decode(const uint8_t* row, int64_t begin, int64_t count, Sink& sink) {
     const int64_t lanes = LaneCount();
     for (int64_t i = 0; i < count; i += 64) {
-      const uint8_t* const block = row + (begin + i) / 256 * 144;
-      const int group = static_cast<int>((begin + i) / 64 % 4);
-      const uint8_t* const qs = block + 16 + 32 * group;
-      const Nibbles low = OfSubBlock(block, 2 * group), high = OfSubBlock(block, 2 * group + 1);
+      const Group group(row, begin + i);
+      const Nibbles low = group.Low(), high = group.High();
       for (int64_t j = 0; j < 32; j += lanes) {
-        const VI bytes = BytesAt(qs + j);
+        const VI bytes = BytesAt(group.codes + j);
         sink(i + j, low.Values(bytes));
         sink(i + 32 + j, high.Values(hn::ShiftRight<4>(bytes)));
       }
@@ -235,6 +286,7 @@ template <class Body>
 HWY_INLINE void WithDecoder(DType type, const Body& body) {
   if (type == DType::kF32) return body(DecoderF32());
   if (type == DType::kQ4_0) return body(DecoderQ4_0());
+  if (type == DType::kQ5_0) return body(DecoderQ5_0());
   if (type == DType::kQ8_0) return body(DecoderQ8_0());
   if (type == DType::kQ4_K) return body(DecoderQ4_K());
   if (type == DType::kQ6_K) return body(DecoderQ6_K());

@@ -141,14 +141,6 @@ void ComputeU(const ForwardPlan& p, const ForwardSegment& segment, const Forward
 }
 
 #if FEDGE_BF16_TARGET
-// Two vectors of bf16 in one -> pairs of their lanes.
-HWY_INLINE __m512i PairsOf(V even, V odd) {
-  HWY_ALIGN static constexpr uint16_t kOrder[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
-                                                    21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
-                                                    11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), RoundToBf16(even, odd));
-}
-
 // ut [rank][tile width] -> [rank / 2 rounded up][tile width][2]
 void RoundU(const ForwardPlan& p, int64_t rank, const float* ut, Bf16* out) {
   for (int64_t r = 0; r < rank; r += 2) {

@@ -7,30 +7,13 @@
 #define FEDGE_COMMON_TENSOR_PANELS_INL_H_
 #endif
 
+#include "common/tensor/bf16_panels-inl.h"
 #include "common/tensor/block_decoders-inl.h"
 #include "common/tensor/micro_kernel-inl.h"
 
 FEDGE_BEFORE_NAMESPACE();
 namespace fedge {
 namespace HWY_NAMESPACE {
-
-// Where decoded vectors go.
-struct StoreFloats {
-  float* to;
-  HWY_INLINE void operator()(int64_t i, V v) const { hn::StoreU(v, D(), to + i); }
-};
-
-#if FEDGE_BF16_TARGET
-HWY_INLINE __m512i RoundToBf16(V low, V high) {  // round to nearest even
-  return (__m512i)_mm512_cvtne2ps_pbh(high.raw, low.raw);
-}
-struct StoreBf16 {
-  Bf16* to;
-  HWY_INLINE void operator()(int64_t i, V v) const {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), (__m256i)_mm512_cvtneps_pbh(v.raw));
-  }
-};
-#endif
 
 // A part of a weight's rows, and where the part lies that will be packed after it: the processor
 // does not foresee that, since the pieces are short.
@@ -67,8 +50,7 @@ HWY_NOINLINE void PackRows(DType type, const WeightPart& part, int64_t rows, int
     for (int64_t r = 0; r < rows; ++r) {
 #if FEDGE_BF16_TARGET
       if constexpr (ElementTraits<E>::kPair == 2) {
-        StoreBf16 sink{out + r * stride};
-        decoder.Decode(part.Row(r), k0, depth, sink);
+        DecodeRow(decoder, part.Row(r), k0, depth, out + r * stride);
         continue;
       }
 #endif
@@ -117,17 +99,17 @@ HWY_NOINLINE void PackWeightColumns(const WeightMatrix& w, int64_t n0, int64_t d
 #if FEDGE_BF16_TARGET
   if constexpr (ElementTraits<E>::kPair == 2) {
     WithDecoder(w.type, [&](auto decoder) FEDGE_ATTR {
-      HWY_ALIGN Bf16 rows[2][kPanelWidth] = {};
-      for (int64_t n = 0; n < depth; n += 2) {
-        StoreBf16 first{rows[0]}, second{rows[1]};
-        decoder.Decode(part.Row(n), c0, width, first);
-        if (n + 1 < depth) {
-          decoder.Decode(part.Row(n + 1), c0, width, second);
-        } else {
-          std::memset(rows[1], 0, sizeof(rows[1]));
-        }
-        InterleaveRows(rows[0], rows[1], kPanelWidth, out + n * kPanelWidth);
+      HWY_ALIGN float buffer[kPanelWidth];
+      int64_t n = 0;
+      for (; n + 1 < depth; n += 2) {
+        const RowPair rows = {part.Row(n), part.Row(n + 1)};
+        DecodePairs(decoder, rows, c0, width, buffer, out + n * kPanelWidth);
       }
+      if (n == depth) return;
+      StoreFloats last{buffer};
+      decoder.Decode(part.Row(n), c0, width, last);
+      StorePairs pairs{buffer, out + n * kPanelWidth};
+      for (int64_t j = 0; j < width; j += LaneCount()) pairs(j, hn::Zero(D()));
     });
   }
 #endif
