@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "common/base/status.h"
 
@@ -18,7 +19,7 @@ namespace {
 constexpr std::chrono::microseconds kSpinTime(40);
 constexpr int kPausesPerLook = 16;
 // Indices of one pass through the ticket.
-constexpr int64_t kMaxCount = int64_t{1} << 31;
+constexpr int64_t kMaxCount = 0xffff;
 
 void Pause() {
 #if defined(__x86_64__)
@@ -41,10 +42,18 @@ bool Spin(const Ready& ready) {
   return false;
 }
 
-constexpr uint64_t kNoIndex = 0xffffffffu;
-
+// The loop's number in the high half; in the low half how many indices are left, and the first of
+// them: they are taken at both ends.
+uint64_t MakeTicket(uint32_t generation, uint32_t left) {
+  return uint64_t{generation} << 32 | uint64_t{left} << 16;
+}
 uint32_t GenerationOf(uint64_t ticket) { return static_cast<uint32_t>(ticket >> 32); }
-uint32_t IndexOf(uint64_t ticket) { return static_cast<uint32_t>(ticket); }
+uint32_t LeftOf(uint64_t ticket) { return static_cast<uint32_t>(ticket) >> 16; }
+uint32_t FirstOf(uint64_t ticket) { return static_cast<uint32_t>(ticket) & 0xffffu; }
+
+// The end at which this thread takes indices. Half of the threads take the high ones: the next loop
+// over the same rows then finds most of them in the caches of the processor that wrote them.
+thread_local bool takes_last = false;
 
 }  // namespace
 
@@ -53,7 +62,12 @@ ThreadPool::ThreadPool(int threads) {
   // Spinning helps only while the others run.
   spin_ = threads <= AvailableProcessors();
   workers_.reserve(static_cast<size_t>(threads) - 1);
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { Work(); });
+  for (int i = 1; i < threads; ++i) {
+    workers_.emplace_back([this, i] {
+      takes_last = i % 2 == 1;
+      Work();
+    });
+  }
 }
 
 ThreadPool::~ThreadPool() {
@@ -70,9 +84,11 @@ void ThreadPool::RunShare(uint32_t generation) {
   while (GenerationOf(ticket) == generation) {
     const Function* const fn = fn_.load();
     const uint32_t count = count_.load();
-    const uint32_t index = IndexOf(ticket);
-    if (index >= count) return;
-    if (!ticket_.compare_exchange_weak(ticket, ticket + 1)) continue;
+    const uint32_t left = LeftOf(ticket);
+    if (left == 0) return;
+    const uint32_t index = FirstOf(ticket) + (takes_last ? left - 1 : 0);
+    const uint64_t one_less = ticket - (uint64_t{1} << 16) + (takes_last ? 0 : 1);
+    if (!ticket_.compare_exchange_weak(ticket, one_less)) continue;
     (*fn)(index);
     if (done_.fetch_add(1) + 1 == count && caller_sleeps_.load()) {
       absl::MutexLock lock(&mutex_);
@@ -97,16 +113,18 @@ void ThreadPool::RunLoop(int64_t count, const Function& fn) {
   // First a loop without indices: a late worker that has read the old ticket and reads the new
   // count must not take what looks like an index between the two.
   const uint32_t generation = GenerationOf(ticket_.load()) + 2;
-  ticket_.store(uint64_t{generation - 1} << 32 | kNoIndex);
+  ticket_.store(MakeTicket(generation - 1, 0));
   fn_.store(&fn);
   count_.store(static_cast<uint32_t>(count));
   done_.store(0);
-  ticket_.store(uint64_t{generation} << 32);
+  ticket_.store(MakeTicket(generation, static_cast<uint32_t>(count)));
   if (sleepers_.load() > 0) {
     absl::MutexLock lock(&mutex_);
     wake_.SignalAll();
   }
+  const bool own_end = std::exchange(takes_last, false);  // a worker of another pool may call
   RunShare(generation);
+  takes_last = own_end;
   AwaitDone(static_cast<uint32_t>(count));
 }
 

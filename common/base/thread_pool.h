@@ -3,7 +3,8 @@
 //
 // A training step is hundreds of short loops: workers look for the next one for some tens of
 // microseconds before they sleep, and a loop ends when its indices are done, whether or not every
-// worker has woken up for it. An idle pool uses no processor time.
+// worker has woken up for it. An idle pool uses no processor time. Low indices tend to go to the
+// caller and high ones to the first worker, so that rows stay in the caches that have them.
 #ifndef FEDGE_COMMON_BASE_THREAD_POOL_H_
 #define FEDGE_COMMON_BASE_THREAD_POOL_H_
 
@@ -46,7 +47,7 @@ class ThreadPool {
   bool AwaitLoop(uint32_t seen, uint32_t& generation);
   void AwaitDone(uint32_t count);
 
-  // The loop's number in the high half, the next index in the low half: an index is taken only
+  // The loop's number in the high half, the indices left in the low half: an index is taken only
   // while its loop is the current one, so that a worker that comes late harms nothing.
   alignas(64) std::atomic<uint64_t> ticket_{0};
   alignas(64) std::atomic<uint32_t> done_{0};  // indices of the current loop

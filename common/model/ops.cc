@@ -36,9 +36,15 @@ void ForEachRows(int64_t rows, int64_t row_cost, ThreadPool& pool,
 
 void ForEachSlot(int64_t count, ThreadPool& pool,
                  const std::function<void(int64_t, int64_t)>& task) {
-  std::atomic<int64_t> next{0};
-  pool.ParallelFor(std::min<int64_t>(count, pool.threads()), [&](int64_t slot) {
-    for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) task(slot, i);
+  // Each slot begins with a part of its own: the same rows as in loops before and after, mostly.
+  const int64_t slots = std::min<int64_t>(count, pool.threads());
+  std::vector<std::atomic<bool>> taken(static_cast<size_t>(count));
+  pool.ParallelFor(slots, [&](int64_t slot) {
+    const int64_t first = slot * count / slots;
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t i = (first + k) % count;
+      if (!taken[static_cast<size_t>(i)].exchange(true)) task(slot, i);
+    }
   });
 }
 

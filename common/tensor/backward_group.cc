@@ -194,9 +194,11 @@ std::vector<ColumnsTask> Split(const BackwardPlan& p, int threads) {
       columns /= 2;
     }
     const int64_t strips = (p.in + columns - 1) / columns;
-    const int64_t parts =
+    int64_t parts =
         std::clamp((wanted + strips - 1) / strips, (t + kMaxInputRows - 1) / kMaxInputRows,
                    (t + kMinInputRows - 1) / kMinInputRows);
+    // Whole parts for each thread, so that rows stay with their processor.
+    if (parts > 1) parts = (parts + threads - 1) / threads * threads;
     for (int64_t part = 0; part < parts; ++part) {
       AddColumns({ColumnsTask::kInput, 0, 0, 0, part * t / parts, (part + 1) * t / parts}, p.in,
                  columns, tasks);

@@ -381,6 +381,14 @@ void AddSegments(const LinearRows& rows, GroupScratch& scratch, ForwardPlan& p) 
   }
 }
 
+// Whether moving rows between processors costs more than decoding the weights once a thread.
+bool SmallProduct(const ForwardPlan& p) {
+  constexpr int64_t kSmall = int64_t{1} << 27;  // multiply-adds: some hundred microseconds
+  int64_t columns = 0;
+  for (const ForwardLayer& layer : p.layers) columns += layer.w.rows;
+  return p.t * p.k * columns < kSmall;
+}
+
 // Which outputs each task computes; the results do not depend on it.
 std::vector<ForwardTask> Split(const ForwardPlan& p, int threads) {
   const auto blocks_of = [&](int64_t block) {
@@ -395,20 +403,22 @@ std::vector<ForwardTask> Split(const ForwardPlan& p, int threads) {
   while (block > kSmallBlock && blocks_of(block) < wanted) block /= 2;
   const int64_t tiles = static_cast<int64_t>(p.first_segment.size()) - 1;
   const int64_t blocks = std::max<int64_t>(1, blocks_of(block));
-  const int64_t parts = std::clamp<int64_t>(
-      std::max((wanted / 2 + blocks - 1) / blocks, (p.t + kBlockTokens - 1) / kBlockTokens), 1,
-      tiles);
+  int64_t least_parts = (wanted / 2 + blocks - 1) / blocks;
+  if (SmallProduct(p)) least_parts = std::max<int64_t>(least_parts, threads);
+  const int64_t parts =
+      std::clamp<int64_t>(std::max(least_parts, (p.t + kBlockTokens - 1) / kBlockTokens), 1, tiles);
+  // Part by part: the thread that packed these rows multiplies them, too.
   std::vector<ForwardTask> tasks;
-  int64_t rank_offset = 0;
-  for (size_t i = 0; i < p.layers.size(); ++i) {
-    const ForwardLayer& layer = p.layers[i];
-    for (int64_t n = 0; layer.y != nullptr && n < layer.w.rows; n += block) {
-      for (int64_t part = 0; part < parts; ++part) {
+  for (int64_t part = 0; part < parts; ++part) {
+    int64_t rank_offset = 0;
+    for (size_t i = 0; i < p.layers.size(); ++i) {
+      const ForwardLayer& layer = p.layers[i];
+      for (int64_t n = 0; layer.y != nullptr && n < layer.w.rows; n += block) {
         tasks.push_back({i, rank_offset, n, std::min(n + block, layer.w.rows), part * tiles / parts,
                          (part + 1) * tiles / parts});
       }
+      rank_offset += EvenRank(layer);
     }
-    rank_offset += EvenRank(layer);
   }
   return tasks;
 }

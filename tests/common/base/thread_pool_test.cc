@@ -17,7 +17,7 @@ TEST(ThreadPoolTest, CallsEachIndexOnce) {
   for (const int threads : {1, 2, 3, 8}) {
     ThreadPool pool(threads);
     EXPECT_EQ(pool.threads(), threads);
-    for (const int64_t count : {0, 1, 2, 7, 1000}) {
+    for (const int64_t count : {0, 1, 2, 7, 1000, 65535, 65536, 140000}) {
       std::vector<std::atomic<int>> calls(static_cast<size_t>(count));
       pool.ParallelFor(count, [&](int64_t i) { ++calls[static_cast<size_t>(i)]; });
       for (const auto& call : calls) ASSERT_EQ(call.load(), 1);
