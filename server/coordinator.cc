@@ -13,8 +13,6 @@ namespace {
 
 // Closed rounds whose verdicts are still answered from memory; the store has the rest.
 constexpr size_t kRememberedRounds = 16;
-// A version travels as fp16: values beyond it could not be served.
-constexpr float kLargestServedValue = 65504;
 
 // The number of bytes of the UTF-8 sequence at the start of `text`, 0 when it is not one
 // (RFC 3629: no surrogates, no overlong forms, at most U+10FFFF).
@@ -68,9 +66,6 @@ Coordinator::Coordinator(RunPlan plan, ModelState state, uint64_t next_round)
     : plan_(std::move(plan)), state_(std::move(state)), round_(next_round) {
   FEDGE_CHECK(next_round >= 1);
   FEDGE_CHECK(state_.adapter.spec().layout_hash() == plan_.lora.layout_hash());
-  if (plan_.server_momentum > 0 && state_.momentum.empty()) {
-    state_.momentum.resize(state_.adapter.values().size());
-  }
   if (static_cast<int64_t>(state_.version) >= plan_.rounds) {
     phase_ = Phase::kFinished;
     actions_.push_back(RunCompleted{state_.version});
@@ -156,7 +151,8 @@ void Coordinator::MaybeStartRound(absl::Duration now) {
   cohort_.clear();
   for (const std::string& node : sample) cohort_[node];
   counts_.assigned = counts_.pending = static_cast<int64_t>(size);
-  aggregator_ = std::make_unique<UpdateAggregator>(plan_.lora.num_parameters());
+  aggregator_ =
+      std::make_unique<UpdateAggregator>(plan_.lora, MakeAggregatorOptions(plan_, state_.version));
   deadline_ = now + plan_.round_deadline;
   first_round_started_ = true;
   phase_ = Phase::kCollecting;
@@ -225,7 +221,10 @@ UpdateVerdict Coordinator::SubmitUpdate(absl::string_view node_id, uint64_t roun
   if (status.ok()) {
     const AdmittedUpdate& admitted = *update.admitted;
     FEDGE_CHECK(admitted.round == round_ && admitted.base_version == state_.version);
-    status = aggregator_->Accumulate(admitted.update, admitted.layout, admitted.weight);
+    status = aggregator_->Accumulate({.layout = &admitted.layout,
+                                      .coordinates = admitted.update.coordinates,
+                                      .values = admitted.update.values},
+                                     admitted.weight);
     if (status.ok()) participation.weight = admitted.weight;
   }
   participation.reason = std::string(status.message());
@@ -308,36 +307,12 @@ void Coordinator::Abandon(std::string reason) {
   phase_ = Phase::kWaiting;  // the next check-in starts another attempt
 }
 
-// next = current + rate * (mean + momentum * m), m = momentum * m_before + mean, in double and
-// rounded once: Nesterov's step as in FedAvgM-style server optimizers. False when a value leaves
-// the range that can be served.
-bool Coordinator::ComputeNext(ModelState& next) const {
-  std::vector<float> mean(state_.adapter.values().size());
-  const absl::Status status = aggregator_->Mean(absl::MakeSpan(mean));
-  FEDGE_CHECK(status.ok(), status.message());
-  next = state_;
-  ++next.version;
-  const absl::Span<float> values = next.adapter.values();
-  const double beta = plan_.server_momentum;
-  for (size_t i = 0; i < mean.size(); ++i) {
-    double step = mean[i];
-    if (beta > 0) {
-      next.momentum[i] = static_cast<float>(beta * next.momentum[i] + mean[i]);
-      step += beta * next.momentum[i];
-    }
-    values[i] = static_cast<float>(values[i] + plan_.server_learning_rate * step);
-    if (!(std::abs(values[i]) <= kLargestServedValue)) return false;
-  }
-  return true;
-}
-
 void Coordinator::Publish() {
+  absl::StatusOr<NextVersion> next = CloseRound(plan_, state_, *aggregator_);
+  if (!next.ok()) return Abandon(std::string(next.status().message()));
   VersionPublished published;
-  if (!ComputeNext(published.state)) {
-    return Abandon(absl::StrCat("the aggregate has a value beyond ", kLargestServedValue,
-                                ": lower run.training.learning_rate or set "
-                                "run.aggregation.max_update_norm"));
-  }
+  published.state = std::move(next->state);
+  published.aggregation_error = next->aggregation_error;
   published.round = round_;
   published.counts = counts_;
   for (const auto& [node, participation] : cohort_) {

@@ -28,6 +28,7 @@
 #include "absl/time/time.h"
 #include "common/adapter/lora_adapter.h"
 #include "common/base/digest.h"
+#include "server/aggregation.h"
 #include "server/aggregator.h"
 #include "server/run_plan.h"
 #include "server/update_admission.h"
@@ -39,13 +40,6 @@ inline constexpr size_t kMaxNodeIdBytes = 128;
 
 // InvalidArgument unless `id` is 1..128 bytes of UTF-8 without control characters.
 absl::Status CheckNodeId(absl::string_view id);
-
-// What a version is made of; all of it must be stored to continue after a restart.
-struct ModelState {
-  LoraAdapter adapter;          // the fp32 master
-  std::vector<float> momentum;  // of the server optimizer; empty without momentum
-  uint64_t version = 0;
-};
 
 // Counts of a round's cohort; assigned = pending + accepted + rejected + dropped at all times
 // (CHECKed).
@@ -115,6 +109,7 @@ struct VersionPublished {  // store it, then call ConfirmPublished
   uint64_t round = 0;
   RoundCounts counts;
   std::vector<Contribution> contributions;  // sorted by node
+  double aggregation_error = 0;             // NextVersion's
 };
 struct RoundAbandoned {
   uint64_t round = 0;
@@ -190,7 +185,6 @@ class Coordinator {
   void EndRound();  // moves the cohort to past_
   void Publish();
   void Abandon(std::string reason);
-  bool ComputeNext(ModelState& next) const;
   void Settle(Participation& participation, NodeState state);
   void CheckCounts() const;
 

@@ -107,10 +107,14 @@ absl::StatusOr<ModelState> FederationCore::LoadVersion(const VersionRecord& reco
   ModelState state{LoraAdapter(plan_.lora), {}, record.version};
   ASSIGN_OR_RETURN(const std::string master, store_->ReadBlob(record.master));
   RETURN_IF_ERROR(CopyFloats(record.master, master, state.adapter.values()));
-  if (record.momentum && plan_.server_momentum > 0) {
+  if (record.momentum) {
     ASSIGN_OR_RETURN(const std::string momentum, store_->ReadBlob(*record.momentum));
-    state.momentum.resize(state.adapter.values().size());
-    RETURN_IF_ERROR(CopyFloats(*record.momentum, momentum, absl::MakeSpan(state.momentum)));
+    const size_t size = plan_.outer.StateSize(state.adapter.values().size());
+    // State of another optimizer is of no use to this one.
+    if (momentum.size() == size * sizeof(float)) {
+      state.momentum.resize(size);
+      RETURN_IF_ERROR(CopyFloats(*record.momentum, momentum, absl::MakeSpan(state.momentum)));
+    }
   }
   ASSIGN_OR_RETURN(std::string encoded, store_->ReadBlob(record.encoded));
   Serve(record, std::move(encoded));
@@ -239,6 +243,7 @@ absl::Status FederationCore::HandlePublished(VersionPublished& published) {
   VersionRecord record;
   record.round = published.round;
   record.counts = published.counts;
+  record.aggregation_error = published.aggregation_error;
   uint64_t total_weight = 0;
   for (const Contribution& contribution : published.contributions) {
     record.update_bytes += contribution.wire_bytes;

@@ -99,7 +99,9 @@ absl::StatusOr<v1::CheckInResponse> FederationCore::CheckIn(const v1::CheckInReq
     *assignment.mutable_adapter() = adapter;
     assignment.set_deadline_ms(static_cast<uint64_t>(absl::ToInt64Milliseconds(task->deadline)));
     assignment.set_seed(task->seed);
-    FillSlice(SliceOf(plan_, task->adapter_version), *assignment.mutable_slice());
+    FillSlice(
+        NodeSlice(plan_, task->adapter_version, request.node_id(), request.device().memory_bytes()),
+        *assignment.mutable_slice());
   } else if (const auto* const later = std::get_if<RetryLater>(&decision)) {
     v1::RetryWindow& retry = *response.mutable_retry();
     retry.set_min_delay_ms(static_cast<uint64_t>(absl::ToInt64Milliseconds(later->min_delay)));

@@ -56,6 +56,9 @@ void LogEvents::OnPublished(const VersionRecord& version, const LoraAdapter&) {
       absl::StrCat("round ", version.round, ": published version ", version.version, ": ",
                    CountsText(version.counts), ", ", Bytes(version.update_bytes), " of updates, ",
                    Bytes(version.encoded_bytes), " a download");
+  if (version.aggregation_error > 0) {
+    absl::StrAppendFormat(&line, ", aggregation error %.2f%%", 100 * version.aggregation_error);
+  }
   const RoundMetrics& metrics = version.metrics;
   if (metrics.devices > 0) {
     absl::StrAppendFormat(&line, ", train loss %.4f -> %.4f", metrics.train_loss_first,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
@@ -133,37 +134,118 @@ void FillCodec(const v1::CodecConfig& codec, Limits& limits, RunPlan& plan) {
   }
 }
 
-int64_t LargestRank(const LoraSpec& spec) {
+struct Mode {
+  absl::string_view name;
+  AggregationMode mode;
+};
+constexpr Mode kModes[] = {{"factor-averaging", AggregationMode::kFactorAveraging},
+                           {"rolora", AggregationMode::kRoLora},
+                           {"ffa", AggregationMode::kFfa},
+                           {"flexlora", AggregationMode::kFlexLora},
+                           {"fedex", AggregationMode::kFedEx},
+                           {"flora", AggregationMode::kFlora}};
+
+constexpr int kMaxNodeRanks = 8;
+
+int64_t TrainedRank(const RunPlan& plan) {
   int64_t rank = 0;
-  for (const LoraModule& module : spec.modules()) rank = std::max(rank, module.rank);
-  return rank;
+  for (const LoraModule& module : plan.lora.modules()) rank = std::max(rank, module.rank);
+  return std::min(rank, plan.trained_rank);
 }
 
 void FillMode(const v1::AggregationConfig& aggregation, Limits& limits, RunPlan& plan) {
   if (aggregation.has_mode()) {
-    if (aggregation.mode() == "rolora") {
-      plan.aggregation = AggregationMode::kRoLora;
-    } else if (aggregation.mode() == "ffa") {
-      plan.aggregation = AggregationMode::kFfa;
-    } else if (aggregation.mode() != "factor-averaging") {
-      limits.Fail(absl::StrCat("run.aggregation.mode: '", aggregation.mode(),
-                               "' is not known; use factor-averaging, rolora or ffa"));
+    const auto named = std::find_if(std::begin(kModes), std::end(kModes), [&](const Mode& mode) {
+      return mode.name == aggregation.mode();
+    });
+    if (named == std::end(kModes)) {
+      limits.Fail(absl::StrCat(
+          "run.aggregation.mode: '", aggregation.mode(),
+          "' is not known; use factor-averaging, rolora, ffa, flexlora, fedex or flora"));
+    } else {
+      plan.aggregation = named->mode;
     }
   }
   plan.components_per_round = aggregation.components_per_round();
   limits.AtMost("run.aggregation.components_per_round", plan.components_per_round,
-                LargestRank(plan.lora));
+                TrainedRank(plan));
+  plan.coordinate_mean = aggregation.coordinate_mean();
+  if (plan.coordinate_mean && Decomposes(plan.aggregation)) {
+    limits.Fail(absl::StrCat("run.aggregation.coordinate_mean: mode ", aggregation.mode(),
+                             " works on the mean over all nodes; use factor-averaging, rolora or "
+                             "ffa"));
+  }
+  for (const LoraModule& module : plan.lora.modules()) {
+    if (plan.aggregation == AggregationMode::kFlexLora && module.rank > module.in_features) {
+      limits.Fail(absl::StrCat("run.lora.rank: flexlora needs at most ", module.in_features,
+                               ", the inputs of ", module.tensor));
+    }
+  }
+}
+
+void FillOuterOptimizer(const v1::AggregationConfig& aggregation, Limits& limits, RunPlan& plan) {
+  OuterOptimizer& outer = plan.outer;
+  outer.beta1 = aggregation.server_momentum();
+  const std::string& name = aggregation.optimizer();
+  if (name == "adam" || name == "yogi") {
+    outer.kind = name == "adam" ? OuterOptimizerKind::kAdam : OuterOptimizerKind::kYogi;
+    outer.learning_rate = 0.01;
+    if (!aggregation.has_server_momentum()) outer.beta1 = 0.9;
+  } else if (name == "nesterov") {
+    outer.kind = OuterOptimizerKind::kNesterov;
+    outer.learning_rate = 0.7;
+    if (!aggregation.has_server_momentum()) outer.beta1 = 0.5;
+  } else if (!name.empty() && name != "sgd") {
+    limits.Fail(absl::StrCat("run.aggregation.optimizer: '", name,
+                             "' is not known; use sgd, nesterov, adam or yogi"));
+  } else if (name.empty() && outer.beta1 > 0) {
+    outer.kind = OuterOptimizerKind::kNesterov;
+  }
+  if (aggregation.has_server_learning_rate()) {
+    outer.learning_rate = aggregation.server_learning_rate();
+  }
+  constexpr absl::string_view kRate = "run.aggregation.server_learning_rate";
+  limits.AtMost(kRate, limits.Above(kRate, outer.learning_rate, 0.0), 10.0);
+  limits.Within("run.aggregation.server_momentum", outer.beta1, 0.0, 0.999);
+  if (aggregation.has_server_beta2()) outer.beta2 = aggregation.server_beta2();
+  limits.Within("run.aggregation.server_beta2", outer.beta2, 0.0, 0.99999);
+  if (aggregation.has_server_epsilon()) outer.epsilon = aggregation.server_epsilon();
+  limits.Within("run.aggregation.server_epsilon", outer.epsilon, 1e-9, 1.0);
+  if (RotatesFrame(plan.aggregation) &&
+      (outer.kind != OuterOptimizerKind::kSgd || outer.learning_rate != 1)) {
+    limits.Fail(absl::StrCat("run.aggregation: mode ", aggregation.mode(),
+                             " makes new factors each round, which an outer optimizer cannot "
+                             "follow; use sgd with a server_learning_rate of 1"));
+  }
+}
+
+void FillNodeRanks(const v1::LoraConfig& lora, Limits& limits, RunPlan& plan) {
+  constexpr absl::string_view kField = "run.lora.node_ranks";
+  limits.AtMost(absl::StrCat(kField, " entries"), lora.node_ranks_size(), kMaxNodeRanks);
+  double shares = 0;
+  for (const v1::NodeRankConfig& from : lora.node_ranks()) {
+    NodeRank& rule = plan.node_ranks.emplace_back();
+    rule.rank = limits.Within<int64_t>(absl::StrCat(kField, ".rank"), from.rank(), 1,
+                                       std::max<int64_t>(TrainedRank(plan), 1));
+    rule.below_memory_bytes = from.below_memory_bytes();
+    rule.share = limits.Within(absl::StrCat(kField, ".share"), from.share(), 0.0, 1.0);
+    shares += rule.share;
+    if ((rule.share > 0) == (rule.below_memory_bytes > 0)) {
+      limits.Fail(absl::StrCat(kField, ": rank ", rule.rank,
+                               " needs either a share or below_memory_bytes"));
+    }
+  }
+  limits.AtMost(absl::StrCat(kField, ": the sum of shares"), shares, 1.0 + 1e-9);
+  if (!plan.node_ranks.empty() && plan.components_per_round > 0) {
+    limits.Fail(absl::StrCat(kField, ": cannot be combined with components_per_round"));
+  }
 }
 
 void FillAggregation(const v1::AggregationConfig& aggregation, Limits& limits, RunPlan& plan) {
   FillMode(aggregation, limits, plan);
-  if (aggregation.has_server_learning_rate()) {
-    plan.server_learning_rate = aggregation.server_learning_rate();
-  }
-  constexpr absl::string_view kRate = "run.aggregation.server_learning_rate";
-  limits.AtMost(kRate, limits.Above(kRate, plan.server_learning_rate, 0.0), 10.0);
-  plan.server_momentum = aggregation.server_momentum();
-  limits.Within("run.aggregation.server_momentum", plan.server_momentum, 0.0, 0.999);
+  FillOuterOptimizer(aggregation, limits, plan);
+  // What was not sent belongs to coordinates that are gone in the next round.
+  if (RotatesFrame(plan.aggregation)) plan.error_feedback = false;
   plan.max_update_norm = aggregation.max_update_norm();
   limits.AtLeast("run.aggregation.max_update_norm", plan.max_update_norm, 0.0);
   // A full cohort of the heaviest nodes must fit the sum: which update is refused may not depend on
@@ -181,6 +263,22 @@ void FillAggregation(const v1::AggregationConfig& aggregation, Limits& limits, R
 
 }  // namespace
 
+absl::string_view AggregationModeName(AggregationMode mode) {
+  for (const Mode& known : kModes) {
+    if (known.mode == mode) return known.name;
+  }
+  FEDGE_CHECK(false, "aggregation mode ", static_cast<int>(mode));
+}
+
+bool Decomposes(AggregationMode mode) {
+  return mode == AggregationMode::kFlexLora || mode == AggregationMode::kFedEx ||
+         mode == AggregationMode::kFlora;
+}
+
+bool RotatesFrame(AggregationMode mode) {
+  return mode == AggregationMode::kFlexLora || mode == AggregationMode::kFlora;
+}
+
 absl::StatusOr<LoraPlan> MakeLoraPlan(const v1::RunConfig& config) {
   LoraPlan plan;
   Limits limits;
@@ -192,16 +290,32 @@ absl::StatusOr<LoraPlan> MakeLoraPlan(const v1::RunConfig& config) {
   if (lora.target_modules_size() > 0) {
     plan.target_modules.assign(lora.target_modules().begin(), lora.target_modules().end());
   }
+  plan.trained_rank = plan.rank;
+  const std::string& mode = config.aggregation().mode();
+  const bool has_correction = mode == "fedex" || mode == "flora";
+  constexpr absl::string_view kCorrection = "run.aggregation.correction_rank";
+  if (has_correction) {
+    const int64_t more = config.aggregation().has_correction_rank()
+                             ? config.aggregation().correction_rank()
+                             : plan.rank;
+    limits.Within<int64_t>(kCorrection, more, 1, kMaxLoraRank - plan.rank);
+    plan.rank += more;
+  } else if (config.aggregation().has_correction_rank()) {
+    limits.Fail(absl::StrCat(kCorrection, ": only modes fedex and flora have one"));
+  }
   RETURN_IF_ERROR(limits.status());
-  if (lora.rslora()) plan.alpha *= std::sqrt(static_cast<float>(plan.rank));
+  const auto trained = static_cast<float>(plan.trained_rank);
+  if (lora.rslora()) plan.alpha *= std::sqrt(trained);
+  plan.alpha *= static_cast<float>(plan.rank) / trained;
   return plan;
 }
 
 absl::StatusOr<RunPlan> MakeRunPlan(const v1::ServerConfig& config, LoraSpec lora,
                                     const Digest& base_model) {
-  RETURN_IF_ERROR(MakeLoraPlan(config.run()).status());
+  ASSIGN_OR_RETURN(const LoraPlan lora_plan, MakeLoraPlan(config.run()));
   RunPlan plan;
   plan.lora = std::move(lora);
+  if (lora_plan.trained_rank < lora_plan.rank) plan.trained_rank = lora_plan.trained_rank;
   plan.base_model = base_model;
   if (config.run().lora().has_init()) plan.init.kind = config.run().lora().init();
   plan.init.unquantized = config.run().lora().init_from();
@@ -212,6 +326,7 @@ absl::StatusOr<RunPlan> MakeRunPlan(const v1::ServerConfig& config, LoraSpec lor
   FillTraining(config.run().training(), limits, plan);
   FillCodec(config.run().codec(), limits, plan);
   FillAggregation(config.run().aggregation(), limits, plan);
+  FillNodeRanks(config.run().lora(), limits, plan);
   const double retry = config.has_retry_seconds() ? config.retry_seconds() : 5;
   limits.Within("retry_seconds", retry, 0.001, 86400.0);
   plan.retry = absl::Seconds(retry);
@@ -275,13 +390,41 @@ AdapterSlice SliceOf(const RunPlan& plan, uint64_t version) {
   }
   if (plan.components_per_round > 0) {
     const int64_t turns =
-        (LargestRank(plan.lora) + plan.components_per_round - 1) / plan.components_per_round;
+        (TrainedRank(plan) + plan.components_per_round - 1) / plan.components_per_round;
     slice.first_component =
         static_cast<int64_t>(version % static_cast<uint64_t>(turns)) * plan.components_per_round;
     slice.end_component =
-        std::min(slice.first_component + plan.components_per_round, LargestRank(plan.lora));
+        std::min(slice.first_component + plan.components_per_round, TrainedRank(plan));
+  }
+  slice.end_component = std::min(slice.end_component, plan.trained_rank);
+  return slice;
+}
+
+AdapterSlice NodeSlice(const RunPlan& plan, uint64_t version, absl::string_view node_id,
+                       uint64_t memory_bytes) {
+  AdapterSlice slice = SliceOf(plan, version);
+  const double place = Rng::Stream(plan.seed, absl::StrCat("rank/", node_id)).Uniform();
+  double shares = 0;
+  for (const NodeRank& rule : plan.node_ranks) {
+    shares += rule.share;
+    const bool is_small = memory_bytes > 0 && memory_bytes < rule.below_memory_bytes;
+    if (is_small || (rule.share > 0 && place < shares)) {
+      slice.end_component = std::min(slice.end_component, rule.rank);
+      break;
+    }
   }
   return slice;
+}
+
+bool IsPlannedSlice(const RunPlan& plan, uint64_t version, const AdapterSlice& slice) {
+  AdapterSlice planned = SliceOf(plan, version);
+  if (slice == planned) return true;
+  const int64_t end = planned.end_component;
+  for (const NodeRank& rule : plan.node_ranks) {
+    planned.end_component = std::min(end, rule.rank);
+    if (slice == planned) return true;
+  }
+  return false;
 }
 
 void FillSlice(const AdapterSlice& slice, v1::AdapterSliceProto& proto) {

@@ -13,6 +13,7 @@
 #include "common/base/digest.h"
 #include "common/codec/update_codec.h"
 #include "common/training/adapter_init.h"
+#include "server/outer_optimizer.h"
 
 namespace fedge {
 
@@ -28,6 +29,22 @@ enum class AggregationMode {
   kFactorAveraging,  // A and B are averaged, each by itself
   kRoLora,           // B in versions 0, 2, ..., A in the others: exact, and half the bytes
   kFfa,              // B only: exact, half the bytes, A never leaves its seed
+  kFlexLora,         // the mean of products, at rank r again
+  kFedEx,            // as kFactorAveraging; what that leaves out is kept in frozen components
+  kFlora,            // the mean of products goes into frozen components, the others start again
+};
+// As in the configuration: "rolora".
+absl::string_view AggregationModeName(AggregationMode mode);
+// Whether the mode needs the mean of products in factors: server/aggregation.h.
+bool Decomposes(AggregationMode mode);
+// Whether a coordinate means something else after each round.
+bool RotatesFrame(AggregationMode mode);
+
+// Nodes that train the first `rank` components only. The first rule that fits a node counts.
+struct NodeRank {
+  int64_t rank = 1;
+  uint64_t below_memory_bytes = 0;  // nodes that report less memory than this
+  double share = 0;                 // or: this share of all nodes, by a hash of their ids
 };
 
 struct RunPlan {
@@ -58,19 +75,24 @@ struct RunPlan {
   bool shared_support = false;  // of a seeded support: the same for all nodes of a round
   // What becomes of the updates.
   AggregationMode aggregation = AggregationMode::kFactorAveraging;
-  int64_t components_per_round = 0;  // 0: all
-  uint64_t max_update_bytes = 0;     // of an encoded update
+  int64_t components_per_round = 0;     // 0: all
+  int64_t trained_rank = kMaxLoraRank;  // components after these are frozen: the server's
+  std::vector<NodeRank> node_ranks;     // other nodes train all
+  uint64_t max_update_bytes = 0;        // of an encoded update
   uint64_t max_examples_per_node = 1'000'000;
-  double server_learning_rate = 1;
-  double server_momentum = 0;  // Nesterov
+  bool coordinate_mean = false;  // over the nodes that sent a coordinate, not over all
+  OuterOptimizer outer;
   double max_update_norm = 0;  // L2; 0: no bound
 };
 
 // The adapter a run asks for, before the base model turns it into a LoraSpec.
 struct LoraPlan {
   std::vector<std::string> target_modules = {"all"};
-  int64_t rank = 8;
-  float alpha = 16;  // what LoraSpec divides by the rank: rsLoRA is in it
+  int64_t rank = 8;          // of the adapter: trained and frozen components
+  int64_t trained_rank = 8;  // of it, what nodes train
+  // What LoraSpec divides by the rank: rsLoRA is in it, and frozen components do not change what a
+  // trained one counts.
+  float alpha = 16;
 };
 
 // InvalidArgument names the field, its value and the limit: "run.lora.rank: 5000 is above 1024".
@@ -87,6 +109,11 @@ void FillAssignment(const RunPlan& plan, v1::Assignment& assignment);
 // What a round that starts from `version` trains. Components take turns, in rolora both factors of
 // the same components one after the other.
 AdapterSlice SliceOf(const RunPlan& plan, uint64_t version);
+// The part of it that fits one node; memory_bytes 0: unknown.
+AdapterSlice NodeSlice(const RunPlan& plan, uint64_t version, absl::string_view node_id,
+                       uint64_t memory_bytes);
+// Whether `slice` is what NodeSlice gives some node for `version`.
+bool IsPlannedSlice(const RunPlan& plan, uint64_t version, const AdapterSlice& slice);
 void FillSlice(const AdapterSlice& slice, v1::AdapterSliceProto& proto);
 
 // The local learning rate of a task that starts from `version`: local training is noisy, and the

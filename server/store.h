@@ -51,7 +51,8 @@ struct VersionRecord {
   Digest master;                   // fp32 values
   std::optional<Digest> momentum;  // fp32 values
   RoundCounts counts;
-  uint64_t update_bytes = 0;  // wire bytes of the accepted updates
+  uint64_t update_bytes = 0;     // wire bytes of the accepted updates
+  double aggregation_error = 0;  // relative: server/aggregation.h
   RoundMetrics metrics;
   std::optional<double> holdout_loss;  // nats a token
   absl::Time created;

@@ -43,8 +43,13 @@ absl::StatusOr<AdmittedUpdate> AdmitUpdate(const RunPlan& plan, uint64_t round,
   // The header first: it decides most refusals at the cost of its own size.
   ASSIGN_OR_RETURN(const UpdateHeader header, ReadUpdateHeader(bytes));
   RETURN_IF_ERROR(CheckHeader(plan, round, base_version, header));
+  if (!IsPlannedSlice(plan, base_version, header.slice)) {
+    return absl::FailedPreconditionError(absl::StrCat("update: is of ", DescribeSlice(header.slice),
+                                                      ", round ", round, " trains ",
+                                                      DescribeSlice(SliceOf(plan, base_version))));
+  }
   AdmittedUpdate update;
-  ASSIGN_OR_RETURN(update.layout, SliceLayout::Create(plan.lora, SliceOf(plan, base_version)));
+  ASSIGN_OR_RETURN(update.layout, SliceLayout::Create(plan.lora, header.slice));
   ASSIGN_OR_RETURN(update.update, DecodeUpdate(bytes, plan.lora.layout_hash(), update.layout));
   update.round = round;
   update.base_version = base_version;

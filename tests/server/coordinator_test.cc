@@ -127,7 +127,7 @@ TEST(CoordinatorTest, PublishesWhenTheLastUpdateIsIn) {
 TEST(CoordinatorTest, AddsTheWeightedMeanOnce) {
   RunPlan plan = TinyPlan();
   plan.nodes_per_round = plan.min_nodes = 2;
-  plan.server_learning_rate = 0.5;
+  plan.outer.learning_rate = 0.5;
   Rounds rounds(plan);
   rounds.CheckInAll(2);
   const size_t size = static_cast<size_t>(plan.lora.num_parameters());
@@ -144,7 +144,7 @@ TEST(CoordinatorTest, AddsTheWeightedMeanOnce) {
 TEST(CoordinatorTest, AppliesNesterovMomentum) {
   RunPlan plan = TinyPlan();
   plan.nodes_per_round = plan.min_nodes = 1;
-  plan.server_momentum = 0.5;
+  plan.outer = {.kind = OuterOptimizerKind::kNesterov, .beta1 = 0.5};
   Rounds rounds(plan);
   rounds.CheckInAll(1);
   const size_t size = static_cast<size_t>(plan.lora.num_parameters());
@@ -162,10 +162,26 @@ TEST(CoordinatorTest, AppliesNesterovMomentum) {
             static_cast<float>(double{first->state.adapter.values()[0]} + 1.75));
 }
 
+TEST(CoordinatorTest, TakesTheSlicesThatTheRunGivesOut) {
+  RunPlan plan = TinyPlan();
+  plan.node_ranks = {{.rank = 1, .share = 0.5}};
+  Rounds rounds(plan);
+  rounds.CheckInAll(4);
+  EXPECT_EQ(rounds.Submit("node-00", UpdateSpec{}).verdict, Verdict::kAccepted);
+  const AdapterSlice small{SliceFactors::kBoth, 0, 1};
+  EXPECT_EQ(rounds.Submit("node-01", {.slice = small}).verdict, Verdict::kAccepted);
+  const UpdateVerdict other =
+      rounds.Submit("node-02", {.slice = AdapterSlice{SliceFactors::kB, 0, 1}});
+  EXPECT_EQ(other.verdict, Verdict::kRejected);
+  EXPECT_EQ(other.reason, "update: is of B, components 0-0, round 1 trains A and B");
+  EXPECT_EQ(rounds.Submit("node-03", {.slice = AdapterSlice{SliceFactors::kBoth, 1, 2}}).verdict,
+            Verdict::kRejected);
+}
+
 TEST(CoordinatorTest, PublishesTheSameBytesForAnyOrderOfUpdates) {
   RunPlan plan = TinyPlan();
   plan.nodes_per_round = plan.min_nodes = 8;
-  plan.server_momentum = 0.9;
+  plan.outer = {.kind = OuterOptimizerKind::kNesterov, .beta1 = 0.9};
   std::vector<uint64_t> order = {0, 1, 2, 3, 4, 5, 6, 7};
   std::vector<float> expected;
   for (uint64_t trial = 0; trial < 30; ++trial) {
@@ -376,7 +392,8 @@ TEST(CoordinatorTest, AbandonsAnAggregateThatCannotBeServed) {
   edge.values()[3] = 65500;
   Coordinator coordinator(plan, ModelState{edge, {}, 0});
   ASSERT_TRUE(coordinator.CheckIn("node-00", plan.base_model, kStart).ok());
-  const std::vector<float> values(edge.values().size(), 50.0f);
+  std::vector<float> values(edge.values().size());
+  values[3] = 50.0f;
   const std::string bytes = MakeUpdate(plan, {.values = values});
   EXPECT_EQ(coordinator
                 .SubmitUpdate("node-00", 1,

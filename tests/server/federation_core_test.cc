@@ -219,9 +219,7 @@ TEST(FederationCoreTest, AnswersRepetitionsAfterARestart) {
   EXPECT_EQ(rig.Upload("node-77", 1, mine)->verdict(), v1::UploadReceipt::LATE);
 }
 
-TEST(FederationCoreTest, ContinuesWithAFreshRoundAfterARestart) {
-  RunPlan plan = TinyPlan();
-  plan.server_momentum = 0.5;
+void ExpectTheSameAfterARestart(const RunPlan& plan) {
   FederationRig rig(plan);
   FederationRig straight(plan);
   for (FederationRig* const each : {&rig, &straight}) {
@@ -241,6 +239,41 @@ TEST(FederationCoreTest, ContinuesWithAFreshRoundAfterARestart) {
   }
   EXPECT_EQ(rig.core->version(), 2u);
   EXPECT_EQ(rig.core->adapter().values(), straight.core->adapter().values());
+}
+
+TEST(FederationCoreTest, ContinuesWithAFreshRoundAfterARestart) {
+  RunPlan plan = TinyPlan();
+  plan.outer = {.kind = OuterOptimizerKind::kNesterov, .beta1 = 0.5};
+  ExpectTheSameAfterARestart(plan);
+}
+
+TEST(FederationCoreTest, ContinuesEveryAggregationModeAfterARestart) {
+  for (const AggregationMode mode : {AggregationMode::kRoLora, AggregationMode::kFlexLora,
+                                     AggregationMode::kFedEx, AggregationMode::kFlora}) {
+    SCOPED_TRACE(AggregationModeName(mode));
+    RunPlan plan = TinyPlan();
+    plan.aggregation = mode;
+    if (mode == AggregationMode::kFedEx || mode == AggregationMode::kFlora) plan.trained_rank = 1;
+    if (!RotatesFrame(mode)) {
+      plan.outer = {.kind = OuterOptimizerKind::kAdam, .learning_rate = 0.01, .beta1 = 0.9};
+    }
+    ExpectTheSameAfterARestart(plan);
+  }
+}
+
+TEST(FederationCoreTest, AnotherOptimizerStartsAfreshAfterARestart) {
+  RunPlan plan = TinyPlan();
+  plan.outer = {.kind = OuterOptimizerKind::kNesterov, .beta1 = 0.5};
+  FederationRig rig(plan);
+  rig.CheckInAll(4);
+  rig.PlayRound(4, 1, 0);
+  rig.plan.outer = {.kind = OuterOptimizerKind::kAdam, .learning_rate = 0.01, .beta1 = 0.9};
+  rig.Start();
+  rig.CheckInAll(4);
+  for (uint64_t i = 0; i < 4; ++i) {  // round 2 was open
+    rig.UploadUpdate(NodeName(i), {.round = 3, .base_version = 1, .seed = 200 + i});
+  }
+  EXPECT_EQ(rig.core->version(), 2u);
 }
 
 TEST(FederationCoreTest, PublishesTheSameBytesForAnyOrderAndTiming) {

@@ -44,8 +44,8 @@ TEST(RunPlanTest, FillsInTheDocumentedDefaults) {
   EXPECT_EQ(plan->codec.density, 0.05);
   EXPECT_EQ(plan->codec.value_bits, 2);
   EXPECT_TRUE(plan->error_feedback);
-  EXPECT_EQ(plan->server_learning_rate, 1.0);
-  EXPECT_EQ(plan->server_momentum, 0.0);
+  EXPECT_EQ(plan->outer.kind, OuterOptimizerKind::kSgd);
+  EXPECT_EQ(plan->outer.learning_rate, 1.0);
   EXPECT_EQ(plan->max_update_norm, 0.0);
   EXPECT_EQ(plan->max_examples_per_node, 1'000'000u);
   EXPECT_EQ(plan->max_update_bytes,
@@ -91,7 +91,9 @@ TEST(RunPlanTest, TakesWhatIsWritten) {
   EXPECT_EQ(plan->codec.support, UpdateSupport::kDense);
   EXPECT_EQ(plan->codec.value_bits, 16);
   EXPECT_FALSE(plan->error_feedback);  // nothing is left out, so nothing is kept
-  EXPECT_EQ(plan->server_momentum, 0.9);
+  EXPECT_EQ(plan->outer.kind, OuterOptimizerKind::kNesterov);
+  EXPECT_EQ(plan->outer.beta1, 0.9);
+  EXPECT_EQ(plan->outer.learning_rate, 1.0);
   EXPECT_LE(plan->max_update_bytes, 2048u);
 }
 
@@ -178,9 +180,96 @@ TEST(RunPlanTest, SlicesFollowTheModeAndTakeTurns) {
   EXPECT_EQ(SliceOf(*both, 1), (AdapterSlice{SliceFactors::kA, 0, 1}));
   EXPECT_EQ(SliceOf(*both, 2), (AdapterSlice{SliceFactors::kB, 1, 2}));
   EXPECT_EQ(ErrorOf("run: {aggregation: {mode: fedavg}}"),
-            "run.aggregation.mode: 'fedavg' is not known; use factor-averaging, rolora or ffa");
+            "run.aggregation.mode: 'fedavg' is not known; use factor-averaging, rolora, ffa, "
+            "flexlora, fedex or flora");
   EXPECT_EQ(ErrorOf("run: {aggregation: {components_per_round: 3}}"),
             "run.aggregation.components_per_round: 3 is above 2");
+}
+
+TEST(RunPlanTest, CorrectionsAreFrozenComponentsOfTheAdapter) {
+  v1::RunConfig run;
+  run.mutable_lora()->set_rank(4);
+  run.mutable_lora()->set_alpha(10);
+  run.mutable_aggregation()->set_mode("fedex");
+  run.mutable_aggregation()->set_correction_rank(2);
+  EXPECT_EQ(MakeLoraPlan(run)->rank, 6);
+  EXPECT_EQ(MakeLoraPlan(run)->trained_rank, 4);
+  EXPECT_EQ(MakeLoraPlan(run)->alpha, 15.0f);  // 15 / 6 = 10 / 4
+  run.mutable_aggregation()->clear_correction_rank();
+  EXPECT_EQ(MakeLoraPlan(run)->rank, 8);
+  run.mutable_aggregation()->set_mode("rolora");
+  EXPECT_EQ(MakeLoraPlan(run)->rank, 4);
+  run.mutable_aggregation()->set_correction_rank(2);
+  EXPECT_EQ(MakeLoraPlan(run).status().message(),
+            "run.aggregation.correction_rank: only modes fedex and flora have one");
+  // Nodes train the first components: here 1 of the plan's adapter of rank 2.
+  const auto plan = Plan("run: {lora: {rank: 1}, aggregation: {mode: flora}}");
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(SliceOf(*plan, 3), (AdapterSlice{SliceFactors::kBoth, 0, 1}));
+  EXPECT_FALSE(plan->error_feedback);
+}
+
+TEST(RunPlanTest, NodesTrainTheRankTheyHave) {
+  const auto plan = Plan(
+      "run: {seed: 3, lora: {node_ranks: [{rank: 1, below_memory_bytes: 1000},"
+      "                                   {rank: 1, share: 0.25}]}}");
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const AdapterSlice whole;
+  const AdapterSlice small{SliceFactors::kBoth, 0, 1};
+  int small_nodes = 0;
+  for (int i = 0; i < 1000; ++i) {
+    const std::string node = absl::StrCat("node-", i);
+    EXPECT_EQ(NodeSlice(*plan, 0, node, 999), small);
+    const AdapterSlice slice = NodeSlice(*plan, 0, node, 0);
+    EXPECT_EQ(NodeSlice(*plan, 7, node, 1000), slice);
+    small_nodes += slice == small ? 1 : 0;
+  }
+  EXPECT_NEAR(small_nodes, 250, 45);
+  EXPECT_TRUE(IsPlannedSlice(*plan, 0, whole));
+  EXPECT_TRUE(IsPlannedSlice(*plan, 0, small));
+  EXPECT_FALSE(IsPlannedSlice(*plan, 0, {SliceFactors::kBoth, 0, 2}));
+  EXPECT_FALSE(IsPlannedSlice(*plan, 0, {SliceFactors::kB, 0, 1}));
+  EXPECT_EQ(ErrorOf("run: {lora: {node_ranks: [{rank: 3, share: 0.5}]}}"),
+            "run.lora.node_ranks.rank: 3 is above 2");
+  EXPECT_EQ(ErrorOf("run: {lora: {node_ranks: [{rank: 0, share: 0.5}]}}"),
+            "run.lora.node_ranks.rank: 0 is below 1");
+  EXPECT_EQ(ErrorOf("run: {lora: {node_ranks: [{rank: 1}]}}"),
+            "run.lora.node_ranks: rank 1 needs either a share or below_memory_bytes");
+  EXPECT_EQ(ErrorOf("run: {lora: {node_ranks: [{rank: 1, share: 0.6}, {rank: 2, share: 0.5}]}}"),
+            "run.lora.node_ranks: the sum of shares: 1.1 is above 1");
+  EXPECT_EQ(ErrorOf("run: {lora: {node_ranks: [{rank: 1, share: 0.5}]},"
+                    " aggregation: {components_per_round: 1}}"),
+            "run.lora.node_ranks: cannot be combined with components_per_round");
+}
+
+TEST(RunPlanTest, TakesTheOuterOptimizer) {
+  const auto nesterov = Plan("run: {aggregation: {optimizer: nesterov}}");
+  ASSERT_TRUE(nesterov.ok()) << nesterov.status();
+  EXPECT_EQ(nesterov->outer.kind, OuterOptimizerKind::kNesterov);
+  EXPECT_EQ(nesterov->outer.learning_rate, 0.7);
+  EXPECT_EQ(nesterov->outer.beta1, 0.5);
+  const auto yogi = Plan(
+      "run: {aggregation: {optimizer: yogi, server_learning_rate: 0.02, server_momentum: 0,"
+      " server_beta2: 0.9, server_epsilon: 0.01}}");
+  ASSERT_TRUE(yogi.ok()) << yogi.status();
+  EXPECT_EQ(yogi->outer.kind, OuterOptimizerKind::kYogi);
+  EXPECT_EQ(yogi->outer.learning_rate, 0.02);
+  EXPECT_EQ(yogi->outer.beta1, 0.0);
+  EXPECT_EQ(yogi->outer.beta2, 0.9);
+  EXPECT_EQ(yogi->outer.epsilon, 0.01);
+  const auto adam = Plan("run: {aggregation: {optimizer: adam}}");
+  EXPECT_EQ(adam->outer.kind, OuterOptimizerKind::kAdam);
+  EXPECT_EQ(adam->outer.beta1, 0.9);
+  EXPECT_EQ(ErrorOf("run: {aggregation: {optimizer: lamb}}"),
+            "run.aggregation.optimizer: 'lamb' is not known; use sgd, nesterov, adam or yogi");
+  EXPECT_EQ(ErrorOf("run: {aggregation: {mode: flexlora, server_momentum: 0.5}}"),
+            "run.aggregation: mode flexlora makes new factors each round, which an outer optimizer "
+            "cannot follow; use sgd with a server_learning_rate of 1");
+  EXPECT_EQ(ErrorOf("run: {aggregation: {mode: fedex, coordinate_mean: true}}"),
+            "run.aggregation.coordinate_mean: mode fedex works on the mean over all nodes; use "
+            "factor-averaging, rolora or ffa");
+  EXPECT_EQ(ErrorOf("run: {aggregation: {server_epsilon: 0}}"),
+            "run.aggregation.server_epsilon: 0 is below 1e-09");
 }
 
 TEST(RunPlanTest, LetsTheLocalLearningRateFallOverTheRounds) {

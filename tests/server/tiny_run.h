@@ -4,6 +4,7 @@
 #define FEDGE_TESTS_SERVER_TINY_RUN_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -54,6 +55,7 @@ struct UpdateSpec {
   uint64_t num_examples = 10;
   std::vector<float> values = {};  // empty: seeded small ones
   uint64_t seed = 0;
+  std::optional<AdapterSlice> slice = std::nullopt;  // default: the version's
 };
 
 inline std::string MakeUpdate(const RunPlan& plan, const UpdateSpec& spec) {
@@ -70,7 +72,7 @@ inline std::string MakeUpdate(const RunPlan& plan, const UpdateSpec& spec) {
   header.layout_hash = plan.lora.layout_hash();
   header.base_model = plan.base_model;
   const SliceLayout layout =
-      SliceLayout::Create(plan.lora, SliceOf(plan, spec.base_version)).value();
+      SliceLayout::Create(plan.lora, spec.slice.value_or(SliceOf(plan, spec.base_version))).value();
   absl::StatusOr<std::string> bytes = EncodeUpdate(values, layout, header, plan.codec, {});
   FEDGE_CHECK(bytes.ok(), bytes.status().message());
   return *std::move(bytes);

@@ -33,7 +33,7 @@ inline std::vector<float> RandomDelta(size_t size, uint64_t seed) {
 }
 
 // An adapter of `size` (at least 2) parameters in two runs, the second of one coordinate.
-inline SliceLayout FlatLayout(size_t size) {
+inline LoraSpec FlatSpec(size_t size) {
   LoraModule module;
   module.tensor = "blk.0.attn_q.weight";
   module.in_features = static_cast<int64_t>(size) - 1;
@@ -41,8 +41,10 @@ inline SliceLayout FlatLayout(size_t size) {
   module.rank = 1;
   const auto spec = LoraSpec::Create("llama", 1, {module});
   FEDGE_CHECK(spec.ok(), spec.status().message());
-  return SliceLayout::Whole(*spec);
+  return *spec;
 }
+
+inline SliceLayout FlatLayout(size_t size) { return SliceLayout::Whole(FlatSpec(size)); }
 
 // The update as a flat adapter of changes.
 inline std::vector<float> Flat(const DecodedUpdate& update, const SliceLayout& layout) {

@@ -33,6 +33,7 @@ Json RoundToJson(const RoundRecord& record) {
   json["upload_bytes"] = record.upload_bytes;
   json["download_bytes"] = record.download_bytes;
   json["train_tokens"] = record.train_tokens;
+  json["aggregation_error"] = NumberJson(record.aggregation_error);
   json["seconds"] = NumberJson(record.seconds);
   if (!record.note.empty()) json["note"] = record.note;
   return json;

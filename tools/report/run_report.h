@@ -29,8 +29,9 @@ struct RoundRecord {
   uint64_t upload_bytes = 0;    // of all nodes
   uint64_t download_bytes = 0;  // of all nodes
   uint64_t train_tokens = 0;
-  double seconds = 0;  // wall time, evaluation included
-  std::string note;    // why it was abandoned
+  double aggregation_error = 0;  // mean of products against the version's product, relative
+  double seconds = 0;            // wall time, evaluation included
+  std::string note;              // why it was abandoned
 };
 
 // The reference: the same number of steps on the pooled data.

@@ -97,6 +97,12 @@ std::string TextReport(const RunReport& report) {
       absl::StrCat(FormatBytes(traffic.upload_bytes), " up, ", FormatBytes(traffic.download_bytes),
                    " down, ", traffic.updates, " updates"),
       &out);
+  double error = 0;
+  for (const RoundRecord& round : report.rounds) error = std::max(error, round.aggregation_error);
+  if (error > 0) {
+    AppendRow("aggregation error",
+              absl::StrFormat("at most %.2f%% of a round's mean of products", 100 * error), &out);
+  }
   AppendRow("update against fp32",
             absl::StrFormat("%.0f times smaller (%s values)", traffic.compression,
                             FormatCount(report.adapter_parameters)),

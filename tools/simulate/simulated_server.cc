@@ -25,7 +25,8 @@ class EventQueue : public ServerEvents {
     Push(RoundStarted{round, base_version, cohort});
   }
   void OnPublished(const VersionRecord& version, const LoraAdapter& adapter) override {
-    Push(AdapterPublished{version.round, version.version, version.counts, adapter});
+    Push(AdapterPublished{version.round, version.version, version.counts, version.aggregation_error,
+                          adapter});
   }
   void OnAbandoned(const RoundAbandoned& round) override { Push(round); }
   void OnFinished(uint64_t final_version) override { Push(RunCompleted{final_version}); }

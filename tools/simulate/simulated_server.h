@@ -26,7 +26,8 @@ struct AdapterPublished {
   uint64_t round = 0;
   uint64_t version = 0;
   RoundCounts counts;
-  LoraAdapter adapter;  // fp32
+  double aggregation_error = 0;  // relative: server/aggregation.h
+  LoraAdapter adapter;           // fp32
 };
 
 struct ServerFailed {

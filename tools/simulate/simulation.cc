@@ -265,6 +265,7 @@ absl::StatusOr<bool> Simulation::RunRound(const RoundStarted& started) {
     if (const auto* published = std::get_if<AdapterPublished>(&event)) {
       counts = &published->counts;
       record.version = published->version;
+      record.aggregation_error = published->aggregation_error;
       current_ = published->adapter;
     } else if (const auto* abandoned = std::get_if<RoundAbandoned>(&event)) {
       counts = &abandoned->counts;
@@ -408,10 +409,12 @@ void Simulation::FillSettings() {
                        : absl::StrFormat(", density %g", plan_.codec.density),
                    ", ", plan_.codec.value_bits, " bits a value, error feedback ",
                    plan_.error_feedback ? "on" : "off"));
-  add("server", absl::StrFormat("learning rate %g, momentum %g; a node weighs as its examples, at "
-                                "most %s of them",
-                                plan_.server_learning_rate, plan_.server_momentum,
-                                FormatCount(static_cast<int64_t>(plan_.max_examples_per_node))));
+  add("aggregation",
+      absl::StrFormat("%s; outer optimizer %s, learning rate %g, momentum %g; a node weighs as its "
+                      "examples, at most %s of them",
+                      AggregationModeName(plan_.aggregation), OuterOptimizerName(plan_.outer.kind),
+                      plan_.outer.learning_rate, plan_.outer.beta1,
+                      FormatCount(static_cast<int64_t>(plan_.max_examples_per_node))));
   add("held-out sample",
       absl::StrFormat("%s tokens over all nodes, at most %s of each node; %.0f%% of the records",
                       FormatCount(held_out_->tokens()), FormatCount(options_.eval_tokens_per_node),

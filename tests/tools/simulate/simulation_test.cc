@@ -8,6 +8,7 @@
 #include "absl/strings/str_split.h"
 #include "common/base/digest.h"
 #include "common/base/logging.h"
+#include "common/codec/update_codec.h"
 #include "common/formats/adapter_files.h"
 #include "tests/testing/update_samples.h"
 #include "tests/tools/report/xml_check.h"
@@ -211,6 +212,62 @@ TEST_F(SimulationTest, KeepsUpdatesWhenAsked) {
   const auto files = Env::Posix()->ListDir(JoinPath(dir_, "out/updates/round-0001"));
   ASSERT_TRUE(files.ok());
   EXPECT_EQ(files->size(), 4u);
+}
+
+TEST_F(SimulationTest, NodesOfTwoRanksTrainOneAdapter) {
+  options_.centralized = false;
+  options_.keep_updates = true;
+  options_.run.set_nodes_per_round(6);
+  options_.run.mutable_lora()->set_rank(16);
+  v1::NodeRankConfig* const small = options_.run.mutable_lora()->add_node_ranks();
+  small->set_rank(4);
+  small->set_share(0.5);
+  const RunReport report = Run("out");
+  EXPECT_LT(report.after.validation_loss, report.before.validation_loss);
+  int whole_nodes = 0;
+  int small_nodes = 0;
+  const std::string dir = JoinPath(dir_, "out/updates/round-0001");
+  const auto files = Env::Posix()->ListDir(dir);
+  ASSERT_TRUE(files.ok()) << files.status();
+  for (const std::string& name : *files) {
+    const std::string bytes = Env::Posix()->ReadFile(JoinPath(dir, name)).value();
+    const auto header = ReadUpdateHeader(bytes);
+    ASSERT_TRUE(header.ok()) << header.status();
+    small_nodes += header->slice == AdapterSlice{.end_component = 4} ? 1 : 0;
+    whole_nodes += header->slice == AdapterSlice() ? 1 : 0;
+  }
+  EXPECT_GE(small_nodes, 1);
+  EXPECT_GE(whole_nodes, 1);
+  EXPECT_EQ(small_nodes + whole_nodes, 6);
+  for (const RoundRecord& round : report.rounds) {
+    EXPECT_EQ(round.accepted, 6);
+  }
+  // In the first round A hardly moves, B being zero: top-k sends none of it.
+  EXPECT_EQ(report.rounds.front().aggregation_error, 0);
+  EXPECT_GT(report.rounds.back().aggregation_error, 0);
+  EXPECT_LT(report.rounds.back().aggregation_error, 1);
+}
+
+TEST_F(SimulationTest, EveryAggregationModeLearns) {
+  options_.centralized = false;
+  options_.run.mutable_codec()->set_support("dense");
+  for (const std::string& mode : std::vector<std::string>{"factor-averaging", "rolora", "ffa",
+                                                          "flexlora", "fedex", "flora"}) {
+    options_.run.mutable_aggregation()->set_mode(mode);
+    const RunReport report = Run(mode);
+    EXPECT_LT(report.after.validation_loss, report.before.validation_loss) << mode;
+    const double error = report.rounds.back().aggregation_error;
+    if (mode == "rolora" || mode == "ffa") {
+      EXPECT_EQ(error, 0) << mode;
+    } else {
+      EXPECT_GT(error, 0) << mode;
+      EXPECT_LT(error, 0.9) << mode;
+    }
+    const auto gguf =
+        ReadAdapterGguf(JoinPath(dir_, absl::StrCat(mode, "/adapter.gguf")), *Env::Posix());
+    ASSERT_TRUE(gguf.ok()) << gguf.status();
+    EXPECT_EQ(gguf->adapter.spec().modules()[0].rank, mode == "fedex" || mode == "flora" ? 4 : 2);
+  }
 }
 
 TEST_F(SimulationTest, AnOutputFolderThatCannotBeWrittenEndsItBeforeAnyWork) {
