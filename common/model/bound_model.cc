@@ -7,22 +7,28 @@
 namespace fedge {
 namespace {
 
-void BindLinear(const LoraAdapter& adapter, int64_t module, Linear& linear) {
+void BindLinear(absl::Span<const LoraAdapter* const> adapters, int64_t module, Linear& linear) {
   linear.rank = 0;
   linear.lora.clear();
-  if (module < 0) return;
-  const LoraModule& description = adapter.spec().modules()[static_cast<size_t>(module)];
+  if (module < 0 || adapters.empty()) return;
+  const LoraSpec& spec = adapters[0]->spec();
+  const LoraModule& description = spec.modules()[static_cast<size_t>(module)];
   linear.rank = description.rank;
-  linear.scale = adapter.spec().scale(description);
-  linear.lora.push_back({adapter.a(module).data(), adapter.b(module).data()});
+  linear.scale = spec.scale(description);
+  for (const LoraAdapter* const adapter : adapters) {
+    linear.lora.push_back({adapter->a(module).data(), adapter->b(module).data()});
+  }
 }
 
-LinearGradient AdapterGradient(const GradientSink& sink, int64_t module) {
+LinearGradient AdapterGradient(const GradientSink& sink, absl::Span<float* const> adapters,
+                               int64_t module) {
   LinearGradient gradient;
   if (module < 0) return gradient;
   const LoraModule& description = sink.spec->modules()[static_cast<size_t>(module)];
-  float* const a = sink.adapter + description.offset;
-  gradient.lora.push_back({a, a + description.a_size()});
+  for (float* const adapter : adapters) {
+    float* const a = adapter + description.offset;
+    gradient.lora.push_back({a, a + description.a_size()});
+  }
   return gradient;
 }
 
@@ -40,48 +46,45 @@ BoundModel::BoundModel(const BaseModel& model) : model_(model), module_(model.la
     }
     layers_.push_back(std::move(layer));
   }
-  output_.weight = model.output();
-  output_.bias = model.output_bias();
+  outputs_.resize(1);
+  outputs_[0].weight = model.output();
+  outputs_[0].bias = model.output_bias();
 }
 
-void BoundModel::Bind(const LoraAdapter* adapter, Precision precision) {
-  for (Layer& layer : layers_) {
-    for (Linear& linear : layer.linear) linear.precision = precision;
+void BoundModel::FindModules(const LoraSpec& spec) {
+  if (bound_ && bound_layout_ == spec.layout_hash()) return;
+  const absl::Status fits = model_.CheckAdapter(spec);
+  FEDGE_CHECK(fits.ok(), fits.ToString());
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    for (size_t j = 0; j < kLinearsPerLayer; ++j) {
+      const auto index = static_cast<LinearIndex>(j);
+      module_[i][j] =
+          layers_[i].Has(index) ? spec.Find(LinearTensorName(static_cast<int64_t>(i), index)) : -1;
+    }
   }
-  output_.precision = precision;
-  BindFactors(adapter);
+  output_module_ = spec.Find("output.weight");
+  bound_ = true;
+  bound_layout_ = spec.layout_hash();
 }
 
-void BoundModel::BindFactors(const LoraAdapter* adapter) {
-  if (adapter == nullptr) {
-    for (Layer& layer : layers_) {
-      for (Linear& linear : layer.linear) linear.rank = 0;
-    }
-    output_.rank = 0;
-    return;
-  }
-  const LoraSpec& spec = adapter->spec();
-  if (!bound_ || bound_layout_ != spec.layout_hash()) {
-    const absl::Status fits = model_.CheckAdapter(spec);
-    FEDGE_CHECK(fits.ok(), fits.ToString());
-    for (size_t i = 0; i < layers_.size(); ++i) {
-      for (size_t j = 0; j < kLinearsPerLayer; ++j) {
-        const auto index = static_cast<LinearIndex>(j);
-        module_[i][j] = layers_[i].Has(index)
-                            ? spec.Find(LinearTensorName(static_cast<int64_t>(i), index))
-                            : -1;
-      }
-    }
-    output_module_ = spec.Find("output.weight");
-    bound_ = true;
-    bound_layout_ = spec.layout_hash();
+void BoundModel::Bind(absl::Span<const LoraAdapter* const> adapters, Precision precision) {
+  if (!adapters.empty()) FindModules(adapters[0]->spec());
+  for (const LoraAdapter* const adapter : adapters) {
+    FEDGE_CHECK(adapter->spec().layout_hash() == bound_layout_, "adapters of different layouts");
   }
   for (size_t i = 0; i < layers_.size(); ++i) {
     for (size_t j = 0; j < kLinearsPerLayer; ++j) {
-      BindLinear(*adapter, module_[i][j], layers_[i].linear[j]);
+      Linear& linear = layers_[i].linear[j];
+      linear.precision = precision;
+      BindLinear(adapters, module_[i][j], linear);
     }
   }
-  BindLinear(*adapter, output_module_, output_);
+  outputs_.resize(std::max<size_t>(1, adapters.size()), outputs_[0]);
+  for (size_t part = 0; part < outputs_.size(); ++part) {
+    outputs_[part].precision = precision;
+    BindLinear(adapters.empty() ? adapters : adapters.subspan(part, 1), output_module_,
+               outputs_[part]);
+  }
 }
 
 int64_t BoundModel::max_rank() const {
@@ -105,7 +108,8 @@ LayerGradient BoundModel::GradientOf(int64_t layer, const GradientSink& sink) co
     const auto index = static_cast<LinearIndex>(j);
     if (!views.Has(index)) continue;
     if (sink.weights == nullptr) {
-      gradient.linear[j] = AdapterGradient(sink, module_[static_cast<size_t>(layer)][j]);
+      gradient.linear[j] =
+          AdapterGradient(sink, sink.adapters, module_[static_cast<size_t>(layer)][j]);
       continue;
     }
     gradient.linear[j].weight = WeightSink(sink, LinearTensorName(layer, index));
@@ -120,15 +124,15 @@ LayerGradient BoundModel::GradientOf(int64_t layer, const GradientSink& sink) co
   return gradient;
 }
 
-HeadGradient BoundModel::GradientOfHead(const GradientSink& sink) const {
+HeadGradient BoundModel::GradientOfHead(const GradientSink& sink, size_t part) const {
   HeadGradient gradient;
   if (sink.weights == nullptr) {
-    gradient.linear = AdapterGradient(sink, output_module_);
+    gradient.linear = AdapterGradient(sink, sink.adapters.subspan(part, 1), output_module_);
     return gradient;
   }
   gradient.linear.weight =
       WeightSink(sink, model_.tied_output() ? "token_embd.weight" : "output.weight");
-  if (output_.bias != nullptr) gradient.linear.bias = WeightSink(sink, "output.bias");
+  if (outputs_[part].bias != nullptr) gradient.linear.bias = WeightSink(sink, "output.bias");
   gradient.norm = WeightSink(sink, "output_norm.weight");
   return gradient;
 }

@@ -1,4 +1,5 @@
-// A base model's layers and head with an adapter bound to them, and where their gradients go.
+// A base model's layers and head with adapters bound to them, and where their gradients go. Several
+// adapters of one spec may be bound: each has a part of the rows of a call.
 #ifndef FEDGE_COMMON_MODEL_BOUND_MODEL_H_
 #define FEDGE_COMMON_MODEL_BOUND_MODEL_H_
 
@@ -7,6 +8,7 @@
 #include <vector>
 
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "common/adapter/lora_adapter.h"
 #include "common/base/digest.h"
 #include "common/model/base_model.h"
@@ -18,11 +20,10 @@ namespace fedge {
 // element count (empty for tensors that are not trained, e.g. rope_freqs).
 using WeightGradients = std::vector<std::vector<float>>;
 
-// Where gradients are added: an adapter's flat buffer, or all weights.
+// Where gradients are added: the flat buffer of each bound adapter, or all weights.
 struct GradientSink {
-  float scale = 1;
   const LoraSpec* spec = nullptr;
-  float* adapter = nullptr;
+  absl::Span<float* const> adapters;
   WeightGradients* weights = nullptr;
 };
 
@@ -37,24 +38,25 @@ class BoundModel {
   explicit BoundModel(const BaseModel& model);
 
   const BaseModel& model() const { return model_; }
-  // The factors of `adapter` (null: none), which must outlive their use, and the precision of the
-  // frozen products. CHECKs that the adapter fits.
-  void Bind(const LoraAdapter* adapter, Precision precision);
+  // The factors of `adapters` (may be empty), which must outlive their use, and the precision of
+  // the frozen products. CHECKs that the adapters have one spec, which fits.
+  void Bind(absl::Span<const LoraAdapter* const> adapters, Precision precision);
 
   const std::vector<Layer>& layers() const { return layers_; }
-  const Linear& output() const { return output_; }
+  // The head of one adapter's rows; without adapters there is a part 0.
+  const Linear& output(size_t part) const { return outputs_[part]; }
   int64_t max_rank() const;  // of the layers' linears
 
   LayerGradient GradientOf(int64_t layer, const GradientSink& sink) const;
-  HeadGradient GradientOfHead(const GradientSink& sink) const;
+  HeadGradient GradientOfHead(const GradientSink& sink, size_t part) const;
   float* WeightSink(const GradientSink& sink, absl::string_view tensor) const;
 
  private:
-  void BindFactors(const LoraAdapter* adapter);
+  void FindModules(const LoraSpec& spec);
 
   const BaseModel& model_;
   std::vector<Layer> layers_;
-  Linear output_;
+  std::vector<Linear> outputs_;  // of each part
   // Names are looked up once for each shape of adapter: the module of each linear, -1 for none.
   bool bound_ = false;
   Digest bound_layout_;

@@ -151,7 +151,7 @@ void LayerWorkspace::Apply(const ForwardCall& call, absl::Span<const Output> out
   }
   const BranchDropout dropout = DropoutOf(call.input);
   LinearForward(calls, x.data(), call.input.linear_rows(), *pool_,
-                dropout.dropout.rate > 0 ? &dropout : nullptr);
+                dropout.branches.empty() ? nullptr : &dropout);
 }
 
 bool LayerWorkspace::Forward(const Layer& layer, const LayerInput& input, KvLayer* cache,
@@ -243,8 +243,8 @@ void LayerWorkspace::Differentiate(const Differentiation& call, absl::Span<const
                      call.kept.u[output.index].data(), output.y});
   }
   const BranchDropout dropout = DropoutOf(call.input);
-  LinearBackward(calls, x, call.input.linear_rows(), nullptr, Accumulate::kNo, dx, *pool_,
-                 dropout.dropout.rate > 0 ? &dropout : nullptr);
+  LinearBackward(calls, x, call.input.linear_rows(), Accumulate::kNo, dx, *pool_,
+                 dropout.branches.empty() ? nullptr : &dropout);
 }
 
 void LayerWorkspace::Backward(const Layer& layer, const LayerInput& input,

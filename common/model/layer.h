@@ -38,7 +38,7 @@ struct LayerInput {
   int64_t past = 0;
   absl::Span<const int64_t> branch_ends;  // rows of each adapter, as LinearRows
   const float* x = nullptr;               // [rows, C]
-  Dropout dropout;                        // of the branches' inputs
+  absl::Span<const Dropout> dropout;      // of what each branch reads; empty: none
 
   int64_t rows() const { return batch * length; }
   LinearRows linear_rows() const { return {rows(), branch_ends}; }

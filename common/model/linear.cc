@@ -49,8 +49,9 @@ void AddDroppedBranch(const LinearForwardCall& call, const float* x, const Linea
   const int64_t rank = layer.rank;
   if (rank == 0) return;
   float* const dropped = dropout.dropped->Get(rows.t * in);
-  DropValues(dropout.dropout, layer.stream, x, rows.t, in, dropped, pool);
   ForEachBranch(layer, rows, [&](size_t i, int64_t begin, int64_t count) {
+    DropValues(dropout.branches[i], layer.stream, x + begin * in, count, in, dropped + begin * in,
+               pool);
     MatMulForward(DenseView(layer.lora[i].a, rank, in), dropped + begin * in, count, 1,
                   Accumulate::kNo, call.u + begin * rank, pool);
     if (call.y == nullptr) return;
@@ -70,8 +71,9 @@ void AddDroppedGradients(const LinearBackwardCall& call, const float* x, const L
   float* const dropped = dropout.dropped->Get(rows.t * in);
   float* const gradient = dropout.gradient->Get(rows.t * in);
   float* const du = dropout.du->Get(rows.t * rank);
-  DropValues(dropout.dropout, layer.stream, x, rows.t, in, dropped, pool);
   ForEachBranch(layer, rows, [&](size_t i, int64_t begin, int64_t count) {
+    DropValues(dropout.branches[i], layer.stream, x + begin * in, count, in, dropped + begin * in,
+               pool);
     const float* const dy = call.dy + begin * out;
     const LoraFactorsGradient wanted =
         call.gradient->lora.empty() ? LoraFactorsGradient() : call.gradient->lora[i];
@@ -85,13 +87,12 @@ void AddDroppedGradients(const LinearBackwardCall& call, const float* x, const L
       MatMulWeightGradient(du, dropped + begin * in, count, rank, in, 1, Accumulate::kYes, wanted.a,
                            pool);
     }
-    if (dx != nullptr) {
-      MatMulBackward(DenseView(layer.lora[i].a, rank, in), du, count, 1, Accumulate::kNo,
-                     gradient + begin * in, pool);
-    }
+    if (dx == nullptr) return;
+    MatMulBackward(DenseView(layer.lora[i].a, rank, in), du, count, 1, Accumulate::kNo,
+                   gradient + begin * in, pool);
+    AddDroppedGradient(dropout.branches[i], layer.stream, gradient + begin * in, count, in,
+                       dx + begin * in, pool);
   });
-  if (dx == nullptr) return;
-  AddDroppedGradient(dropout.dropout, layer.stream, gradient, rows.t, in, dx, pool);
 }
 
 }  // namespace
@@ -115,8 +116,8 @@ void LinearForward(absl::Span<const LinearForwardCall> calls, const float* x,
 }
 
 void LinearBackward(absl::Span<const LinearBackwardCall> calls, const float* x,
-                    const LinearRows& rows, float* /*du*/, Accumulate accumulate, float* dx,
-                    ThreadPool& pool, const BranchDropout* dropout) {
+                    const LinearRows& rows, Accumulate accumulate, float* dx, ThreadPool& pool,
+                    const BranchDropout* dropout) {
   if (calls.empty()) return;
   absl::InlinedVector<BackwardLayer, kGroup> layers;
   for (const LinearBackwardCall& call : calls) {
@@ -135,7 +136,5 @@ void LinearBackward(absl::Span<const LinearBackwardCall> calls, const float* x,
     AddDroppedGradients(call, x, rows, *dropout, dx, pool);
   }
 }
-
-int64_t LinearScratch(absl::Span<const LinearBackwardCall> /*calls*/, int64_t /*t*/) { return 0; }
 
 }  // namespace fedge

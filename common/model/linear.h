@@ -50,10 +50,11 @@ struct LinearBackwardCall {
   const float* dy = nullptr;  // [t, out]
 };
 
-// Dropout of the branches' input. It takes them out of the group's shared passes, and two buffers
-// of [t, in] each.
+// Dropout of what each branch reads, one entry for each. It takes the branches out of the group's
+// shared passes (the group packs its input once, and under dropout every layer reads another), and
+// two buffers of [t, in].
 struct BranchDropout {
-  Dropout dropout;
+  absl::Span<const Dropout> branches;
   FloatBuffer* dropped = nullptr;
   FloatBuffer* gradient = nullptr;
   FloatBuffer* du = nullptr;  // [t, rank]
@@ -64,12 +65,10 @@ struct BranchDropout {
 void LinearForward(absl::Span<const LinearForwardCall> calls, const float* x,
                    const LinearRows& rows, ThreadPool& pool,
                    const BranchDropout* dropout = nullptr);
-// dx [t, in] (+)= the sum of the layers' input gradients, unless null. du: scratch of
-// LinearScratch(calls, t) floats; none since the kernels have their own.
+// dx [t, in] (+)= the sum of the layers' input gradients, unless null.
 void LinearBackward(absl::Span<const LinearBackwardCall> calls, const float* x,
-                    const LinearRows& rows, float* du, Accumulate accumulate, float* dx,
-                    ThreadPool& pool, const BranchDropout* dropout = nullptr);
-int64_t LinearScratch(absl::Span<const LinearBackwardCall> calls, int64_t t);
+                    const LinearRows& rows, Accumulate accumulate, float* dx, ThreadPool& pool,
+                    const BranchDropout* dropout = nullptr);
 
 }  // namespace fedge
 

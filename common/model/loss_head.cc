@@ -36,44 +36,52 @@ int64_t LossHead::OtherBytes(const ModelConfig& config, int64_t rows, int64_t ra
   return rows * row * static_cast<int64_t>(sizeof(float));
 }
 
-double LossHead::Forward(const float* x, const ScoredRows& rows, absl::Span<float> token_nats) {
+std::vector<double> LossHead::Forward(const float* x, const ScoredRows& rows,
+                                      absl::Span<float> token_nats) {
   return Run(x, rows, nullptr, token_nats, nullptr);
 }
 
-double LossHead::ForwardBackward(const float* x, const ScoredRows& rows, const GradientSink& sink,
-                                 absl::Span<float> token_nats, float* dx) {
+std::vector<double> LossHead::ForwardBackward(const float* x, const ScoredRows& rows,
+                                              const GradientSink& sink,
+                                              absl::Span<float> token_nats, float* dx) {
   return Run(x, rows, &sink, token_nats, dx);
 }
 
-double LossHead::Run(const float* x, const ScoredRows& rows, const GradientSink* sink,
-                     absl::Span<float> token_nats, float* dx) {
+std::vector<double> LossHead::Run(const float* x, const ScoredRows& rows, const GradientSink* sink,
+                                  absl::Span<float> token_nats, float* dx) {
+  std::vector<double> sums;
+  int64_t begin = 0;
+  for (size_t part = 0; part < rows.ends.size(); ++part) {
+    double sum = 0;
+    for (; begin < rows.ends[part]; begin = std::min(begin + chunk_rows_, rows.ends[part])) {
+      const Chunk chunk = {rows.where.data() + begin, rows.targets.data() + begin,
+                           rows.weights.data() + begin,
+                           std::min(chunk_rows_, rows.ends[part] - begin), part};
+      RunChunk(x, chunk, sink, token_nats, sum, dx);
+    }
+    sums.push_back(sum);
+  }
+  return sums;
+}
+
+void LossHead::RunChunk(const float* x, const Chunk& chunk, const GradientSink* sink,
+                        absl::Span<float> token_nats, double& sum, float* dx) {
   const int64_t vocabulary = model_.model().config().vocab_size;
-  std::vector<float> weights = rows.weights;
-  if (sink != nullptr) {
-    for (float& weight : weights) weight *= sink->scale;
+  ForwardChunk(x, chunk);
+  nats_.resize(static_cast<size_t>(chunk.rows));
+  if (sink == nullptr) {
+    CrossEntropyForward(logits_.data(), chunk.targets, chunk.rows, vocabulary, nats_.data(), pool_);
+  } else {
+    CrossEntropyForwardBackward(logits_.data(), chunk.targets, chunk.rows, vocabulary,
+                                chunk.weights, nats_.data(), pool_);
+    BackwardChunk(chunk, *sink, dx);
   }
-  double sum = 0;
-  for (int64_t begin = 0; begin < rows.size(); begin += chunk_rows_) {
-    const Chunk chunk = {rows.where.data() + begin, rows.targets.data() + begin,
-                         weights.data() + begin, std::min(chunk_rows_, rows.size() - begin)};
-    ForwardChunk(x, chunk);
-    nats_.resize(static_cast<size_t>(chunk.rows));
-    if (sink == nullptr) {
-      CrossEntropyForward(logits_.data(), chunk.targets, chunk.rows, vocabulary, nats_.data(),
-                          pool_);
-    } else {
-      CrossEntropyForwardBackward(logits_.data(), chunk.targets, chunk.rows, vocabulary,
-                                  chunk.weights, nats_.data(), pool_);
-      BackwardChunk(chunk, *sink, dx);
-    }
-    for (int64_t i = 0; i < chunk.rows; ++i) {
-      const double nats = nats_[static_cast<size_t>(i)];
-      sum += nats;
-      if (token_nats.empty()) continue;
-      token_nats[static_cast<size_t>(chunk.where[i])] = static_cast<float>(nats);
-    }
+  for (int64_t i = 0; i < chunk.rows; ++i) {
+    const double nats = nats_[static_cast<size_t>(i)];
+    sum += nats;
+    if (token_nats.empty()) continue;
+    token_nats[static_cast<size_t>(chunk.where[i])] = static_cast<float>(nats);
   }
-  return sum;
 }
 
 // The chunk's rows -> hidden_, normed_, logits_; with a soft cap also capped_.
@@ -87,8 +95,8 @@ void LossHead::ForwardChunk(const float* x, const Chunk& chunk) {
   }
   RmsNormForward(hidden, model_.model().output_norm(), chunk.rows, channels, config.rms_epsilon,
                  normed_.Get(chunk.rows * channels), inv_.Get(chunk.rows), pool_);
-  const LinearForwardCall head = {&model_.output(), u_.Get(chunk.rows * model_.output().rank),
-                                  logits_.Get(size)};
+  const Linear& output = model_.output(chunk.part);
+  const LinearForwardCall head = {&output, u_.Get(chunk.rows * output.rank), logits_.Get(size)};
   LinearForward({head}, normed_.data(), {chunk.rows, {chunk.rows}}, pool_);
   if (config.logit_soft_cap == 0) return;
   SoftCapForward(config.logit_soft_cap, chunk.rows, config.vocab_size, logits_.data(), pool_);
@@ -104,9 +112,10 @@ void LossHead::BackwardChunk(const Chunk& chunk, const GradientSink& sink, float
     SoftCapBackward(config.logit_soft_cap, capped_.data(), chunk.rows, config.vocab_size,
                     logits_.data(), pool_);
   }
-  const HeadGradient gradient = model_.GradientOfHead(sink);
-  const LinearBackwardCall head = {&model_.output(), &gradient.linear, u_.data(), logits_.data()};
-  LinearBackward({head}, normed_.data(), {chunk.rows, {chunk.rows}}, nullptr, Accumulate::kNo,
+  const HeadGradient gradient = model_.GradientOfHead(sink, chunk.part);
+  const LinearBackwardCall head = {&model_.output(chunk.part), &gradient.linear, u_.data(),
+                                   logits_.data()};
+  LinearBackward({head}, normed_.data(), {chunk.rows, {chunk.rows}}, Accumulate::kNo,
                  d_normed_.Get(size), pool_);
   float* const d_hidden = d_hidden_.Get(size);
   std::fill_n(d_hidden, size, 0.0f);
@@ -121,7 +130,7 @@ void LossHead::Logits(const float* x, float* logits) {
   const ModelConfig& config = model_.model().config();
   RmsNormForward(x, model_.model().output_norm(), 1, config.embedding_length, config.rms_epsilon,
                  normed_.Get(config.embedding_length), inv_.Get(1), pool_);
-  const LinearForwardCall head = {&model_.output(), u_.Get(model_.output().rank), logits};
+  const LinearForwardCall head = {&model_.output(0), u_.Get(model_.output(0).rank), logits};
   LinearForward({head}, normed_.data(), {1, {1}}, pool_);
   if (config.logit_soft_cap == 0) return;
   SoftCapForward(config.logit_soft_cap, 1, config.vocab_size, logits, pool_);

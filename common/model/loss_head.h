@@ -14,11 +14,12 @@
 
 namespace fedge {
 
-// Rows of the last layer's output that have a target.
+// Rows of the last layer's output that have a target, those of one adapter after those of another.
 struct ScoredRows {
   std::vector<int64_t> where;    // row in the batch
   std::vector<TokenId> targets;  // of each
   std::vector<float> weights;    // of each in the gradient
+  std::vector<int64_t> ends;     // of each adapter's rows; without adapters one end
 
   int64_t size() const { return static_cast<int64_t>(where.size()); }
 };
@@ -34,12 +35,15 @@ class LossHead {
   static int64_t LogitBytes(const ModelConfig& config, int64_t rows);
   static int64_t OtherBytes(const ModelConfig& config, int64_t rows, int64_t rank);
 
-  // Sum of the rows' nats; `token_nats` (may be empty) gets each one's at its place. x [B*T, C].
-  double Forward(const float* x, const ScoredRows& rows, absl::Span<float> token_nats);
+  // Sum of each adapter's rows' nats; `token_nats` (may be empty) gets each row's at its place.
+  // x [B*T, C]. No chunk has rows of two adapters: each one's sums are what they are without the
+  // others.
+  std::vector<double> Forward(const float* x, const ScoredRows& rows, absl::Span<float> token_nats);
   // The same, adds the head's gradients to `sink` and sets the scored rows of dx [B*T, C]; others
   // stay as they are.
-  double ForwardBackward(const float* x, const ScoredRows& rows, const GradientSink& sink,
-                         absl::Span<float> token_nats, float* dx);
+  std::vector<double> ForwardBackward(const float* x, const ScoredRows& rows,
+                                      const GradientSink& sink, absl::Span<float> token_nats,
+                                      float* dx);
   // logits [V] of the single row x [C].
   void Logits(const float* x, float* logits);
 
@@ -49,10 +53,13 @@ class LossHead {
     const TokenId* targets;
     const float* weights;
     int64_t rows;
+    size_t part;  // whose
   };
   // With a null sink the loss only.
-  double Run(const float* x, const ScoredRows& rows, const GradientSink* sink,
-             absl::Span<float> token_nats, float* dx);
+  std::vector<double> Run(const float* x, const ScoredRows& rows, const GradientSink* sink,
+                          absl::Span<float> token_nats, float* dx);
+  void RunChunk(const float* x, const Chunk& chunk, const GradientSink* sink,
+                absl::Span<float> token_nats, double& sum, float* dx);
   void ForwardChunk(const float* x, const Chunk& chunk);
   void BackwardChunk(const Chunk& chunk, const GradientSink& sink, float* dx);
 

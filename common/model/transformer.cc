@@ -39,10 +39,14 @@ class Transformer::Engine {
  public:
   Engine(const BaseModel& model, ThreadPool* pool, const TransformerOptions& options);
 
-  void Bind(const LoraAdapter* adapter, Precision precision) { bound_.Bind(adapter, precision); }
-  // The loss, and with a sink the gradients, of the bound adapter.
-  LossSum Run(const Batch& batch, const GradientSink* sink, absl::Span<float> token_nats,
-              const Dropout& dropout = Dropout());
+  // `adapter` may be null.
+  void Bind(const LoraAdapter* adapter, Precision precision);
+  void Bind(absl::Span<const AdapterPass> adapters, Precision precision);
+  // The loss of the bound adapter or the bare base.
+  LossSum Loss(const Batch& batch, absl::Span<float> token_nats);
+  // The losses and gradients of the bound adapters.
+  std::vector<LossSum> Gradients(const Batch& batch, absl::Span<const AdapterPass> adapters);
+  LossSum Gradients(const Batch& batch, float scale, WeightGradients& weights);
   // The last token's output of the last layer; keys and values are added to each layer's cache.
   // `context`: the tokens that the caches can hold. Null when some are not finite.
   const float* Decode(absl::Span<const TokenId> tokens, int64_t past, int64_t context,
@@ -58,11 +62,16 @@ class Transformer::Engine {
   // A run's rows: `context` decides which frequencies RoPE has.
   struct Geometry {
     int64_t batch, length, past, context;
-    Dropout dropout;
   };
   void EnsurePositions(int64_t count);
   LayerInput Input(const Geometry& geometry, size_t layer, const float* x);
-  void GatherTargets(const Batch& batch);
+  // Sets whose rows are whose; none: they are one adapter's or nobody's.
+  void SetParts(const Batch& batch, absl::Span<const AdapterPass> adapters);
+  // The next `rows` of the batch that have a target, as the rows of one adapter.
+  void GatherTargets(const Batch& batch, int64_t rows, float scale);
+  // The loss of each part, and with a sink the gradients.
+  std::vector<LossSum> Run(const Batch& batch, const GradientSink* sink,
+                           absl::Span<float> token_nats);
   // Returns the last layer's output.
   const float* ForwardLayers(const Batch& batch, const Geometry& geometry,
                              const GradientSink* sink);
@@ -74,8 +83,10 @@ class Transformer::Engine {
   BoundModel bound_;
   FloatBuffer between_;  // of the head and the layers in turn
   LossHead head_;
-  std::vector<RopeTable> rope_;       // [kRopeKinds]
-  std::vector<int64_t> branch_ends_;  // rows of each adapter: one has all
+  std::vector<RopeTable> rope_;  // [kRopeKinds]
+  // Of each adapter: where its rows end, and what it drops (empty: none drops anything).
+  std::vector<int64_t> branch_ends_;
+  std::vector<Dropout> dropouts_;
   LayerWorkspace workspace_;
   // Of the kept layers from the first on, whose slot also serves those below it: in the forward
   // pass before, in the backward pass after.
@@ -111,52 +122,104 @@ LayerInput Transformer::Engine::Input(const Geometry& geometry, size_t layer, co
   input.batch = geometry.batch;
   input.length = geometry.length;
   input.past = geometry.past;
-  input.dropout = geometry.dropout;
-  input.dropout.sequence_length = geometry.length;
-  branch_ends_ = {input.rows()};
+  input.dropout = dropouts_;
   input.branch_ends = branch_ends_;
   input.x = x;
   return input;
 }
 
-LossSum Transformer::Engine::Run(const Batch& batch, const GradientSink* sink,
-                                 absl::Span<float> token_nats, const Dropout& dropout) {
-  CheckBatch(batch, model_.config().vocab_size);
-  std::fill(token_nats.begin(), token_nats.end(), 0.0f);
-  GatherTargets(batch);
-  LossSum loss;
-  loss.num_tokens = scored_.size();
-  if (loss.num_tokens == 0) return loss;
-  const Geometry geometry = {batch.batch_size, batch.length, 0, batch.length, dropout};
-  const float* const x = ForwardLayers(batch, geometry, sink);
-  if (sink == nullptr) {
-    loss.nats = head_.Forward(x, scored_, token_nats);
-    return loss;
-  }
-  const int64_t size = batch.batch_size * batch.length * model_.config().embedding_length;
-  std::fill_n(gradient_.Get(size), size, 0.0f);
-  loss.nats = head_.ForwardBackward(x, scored_, *sink, token_nats, gradient_.data());
-  BackwardLayers(batch, geometry, *sink);
-  return loss;
+void Transformer::Engine::Bind(const LoraAdapter* adapter, Precision precision) {
+  if (adapter == nullptr) return bound_.Bind({}, precision);
+  bound_.Bind({adapter}, precision);
 }
 
-void Transformer::Engine::GatherTargets(const Batch& batch) {
-  scored_.where.clear();
-  scored_.targets.clear();
-  scored_.weights.clear();
-  for (size_t i = 0; i < batch.targets.size(); ++i) {
-    if (batch.targets[i] == kNoToken) continue;
-    scored_.where.push_back(static_cast<int64_t>(i));
-    scored_.targets.push_back(batch.targets[i]);
-    scored_.weights.push_back(batch.weights.empty() ? 1.0f : batch.weights[i]);
+void Transformer::Engine::Bind(absl::Span<const AdapterPass> adapters, Precision precision) {
+  std::vector<const LoraAdapter*> bound;
+  for (const AdapterPass& pass : adapters) bound.push_back(pass.adapter);
+  bound_.Bind(bound, precision);
+}
+
+LossSum Transformer::Engine::Loss(const Batch& batch, absl::Span<float> token_nats) {
+  SetParts(batch, {});
+  return Run(batch, nullptr, token_nats)[0];
+}
+
+std::vector<LossSum> Transformer::Engine::Gradients(const Batch& batch,
+                                                    absl::Span<const AdapterPass> adapters) {
+  SetParts(batch, adapters);
+  std::vector<float*> buffers;
+  for (const AdapterPass& pass : adapters) buffers.push_back(pass.gradient.data());
+  GradientSink sink;
+  sink.spec = &adapters[0].adapter->spec();
+  sink.adapters = buffers;
+  return Run(batch, &sink, {});
+}
+
+LossSum Transformer::Engine::Gradients(const Batch& batch, float scale, WeightGradients& weights) {
+  SetParts(batch, {});
+  for (float& weight : scored_.weights) weight *= scale;
+  GradientSink sink;
+  sink.weights = &weights;
+  return Run(batch, &sink, {})[0];
+}
+
+std::vector<LossSum> Transformer::Engine::Run(const Batch& batch, const GradientSink* sink,
+                                              absl::Span<float> token_nats) {
+  std::fill(token_nats.begin(), token_nats.end(), 0.0f);
+  std::vector<LossSum> losses(scored_.ends.size());
+  for (size_t i = 0; i < losses.size(); ++i) {
+    losses[i].num_tokens = scored_.ends[i] - (i == 0 ? 0 : scored_.ends[i - 1]);
   }
+  if (scored_.size() == 0) return losses;
+  const Geometry geometry = {batch.batch_size, batch.length, 0, batch.length};
+  const float* const x = ForwardLayers(batch, geometry, sink);
+  std::vector<double> nats;
+  if (sink == nullptr) {
+    nats = head_.Forward(x, scored_, token_nats);
+  } else {
+    const int64_t size = batch.batch_size * batch.length * model_.config().embedding_length;
+    std::fill_n(gradient_.Get(size), size, 0.0f);
+    nats = head_.ForwardBackward(x, scored_, *sink, token_nats, gradient_.data());
+    BackwardLayers(batch, geometry, *sink);
+  }
+  for (size_t i = 0; i < losses.size(); ++i) losses[i].nats = nats[i];
+  return losses;
+}
+
+void Transformer::Engine::SetParts(const Batch& batch, absl::Span<const AdapterPass> adapters) {
+  CheckBatch(batch, model_.config().vocab_size);
+  scored_ = ScoredRows();
+  branch_ends_.clear();
+  dropouts_.clear();
+  if (adapters.empty()) return GatherTargets(batch, batch.batch_size * batch.length, 1);
+  for (const AdapterPass& pass : adapters) {
+    GatherTargets(batch, pass.batch_size * batch.length, pass.grad_scale);
+    if (pass.dropout.rate == 0) continue;
+    dropouts_.push_back(pass.dropout);
+    dropouts_.back().sequence_length = batch.length;
+  }
+}
+
+void Transformer::Engine::GatherTargets(const Batch& batch, int64_t rows, float scale) {
+  const int64_t begin = branch_ends_.empty() ? 0 : branch_ends_.back();
+  for (int64_t row = begin; row < begin + rows; ++row) {
+    const auto i = static_cast<size_t>(row);
+    if (batch.targets[i] == kNoToken) continue;
+    scored_.where.push_back(row);
+    scored_.targets.push_back(batch.targets[i]);
+    scored_.weights.push_back(scale * (batch.weights.empty() ? 1.0f : batch.weights[i]));
+  }
+  branch_ends_.push_back(begin + rows);
+  scored_.ends.push_back(scored_.size());
 }
 
 size_t Transformer::Engine::FirstKeptLayer(const Batch& batch) const {
   const int64_t bytes =
       LayerActivations::Bytes(model_.config(), batch.batch_size * batch.length, bound_.max_rank());
   const int64_t layers = model_.config().block_count;
-  const int64_t kept = std::clamp<int64_t>(options_.activation_budget_bytes / bytes, 1, layers);
+  const auto parts = static_cast<int64_t>(branch_ends_.size());
+  const int64_t kept =
+      std::clamp<int64_t>(parts * options_.activation_budget_bytes / bytes, 1, layers);
   return static_cast<size_t>(layers - kept);
 }
 
@@ -210,7 +273,9 @@ const float* Transformer::Engine::Decode(absl::Span<const TokenId> tokens, int64
   const ModelConfig& config = model_.config();
   const int64_t length = static_cast<int64_t>(tokens.size());
   const int64_t size = length * config.embedding_length;
-  const Geometry geometry = {1, length, past, context, Dropout()};
+  const Geometry geometry = {1, length, past, context};
+  branch_ends_ = {length};
+  dropouts_.clear();
   EnsurePositions(past + length);
   inputs_.BeginForward(size);
   float* x = inputs_.Make(0);
@@ -245,21 +310,31 @@ LossSum Transformer::Loss(const Batch& batch, const LoraAdapter* adapter,
                           absl::Span<float> token_nats, Precision precision) {
   FEDGE_CHECK(token_nats.empty() || token_nats.size() == batch.tokens.size());
   engine_->Bind(adapter, precision);
-  return engine_->Run(batch, nullptr, token_nats);
+  return engine_->Loss(batch, token_nats);
 }
 
 LossSum Transformer::LossAndGradient(const Batch& batch, const LoraAdapter& adapter,
                                      float grad_scale, absl::Span<float> gradient,
                                      const Dropout& dropout) {
-  FEDGE_CHECK(gradient.size() == adapter.values().size(), "gradient of ", gradient.size(),
-              " values for an adapter of ", adapter.values().size());
-  engine_->Bind(&adapter, training_precision_);
-  GradientSink sink;
-  sink.scale = grad_scale;
-  sink.spec = &adapter.spec();
-  sink.adapter = gradient.data();
-  FEDGE_CHECK(dropout.rate >= 0 && dropout.rate < 1, "dropout ", dropout.rate);
-  return engine_->Run(batch, &sink, {}, dropout);
+  return LossAndGradients(batch, {{&adapter, batch.batch_size, grad_scale, gradient, dropout}})[0];
+}
+
+std::vector<LossSum> Transformer::LossAndGradients(const Batch& batch,
+                                                   absl::Span<const AdapterPass> adapters) {
+  int64_t sequences = 0;
+  for (const AdapterPass& pass : adapters) {
+    FEDGE_CHECK(pass.gradient.size() == pass.adapter->values().size(), "gradient of ",
+                pass.gradient.size(), " values for an adapter of ", pass.adapter->values().size());
+    FEDGE_CHECK(pass.dropout.rate >= 0 && pass.dropout.rate < 1, "dropout ", pass.dropout.rate);
+    FEDGE_CHECK(pass.dropout.rate == adapters[0].dropout.rate, "adapters that drop ",
+                adapters[0].dropout.rate, " and ", pass.dropout.rate);
+    FEDGE_CHECK(pass.batch_size >= 0, "an adapter with ", pass.batch_size, " sequences");
+    sequences += pass.batch_size;
+  }
+  FEDGE_CHECK(!adapters.empty() && sequences == batch.batch_size, adapters.size(),
+              " adapters with ", sequences, " sequences of ", batch.batch_size);
+  engine_->Bind(adapters, training_precision_);
+  return engine_->Gradients(batch, adapters);
 }
 
 LossSum Transformer::LossAndWeightGradients(const Batch& batch, float grad_scale,
@@ -275,10 +350,7 @@ LossSum Transformer::LossAndWeightGradients(const Batch& batch, float grad_scale
     FEDGE_CHECK(gradients[i].size() == size, "gradient of ", tensors[i].name);
   }
   engine_->Bind(nullptr, Precision::kFloat32);
-  GradientSink sink;
-  sink.scale = grad_scale;
-  sink.weights = &gradients;
-  return engine_->Run(batch, &sink, {});
+  return engine_->Gradients(batch, grad_scale, gradients);
 }
 
 absl::StatusOr<std::vector<float>> Transformer::Decode(absl::Span<const TokenId> tokens,

@@ -52,11 +52,22 @@ struct LossSum {
   }
 };
 
+// One of the adapters that share a pass: which of the batch's sequences are its own (`batch_size`
+// of them, after those of the adapters before it), and where its gradient goes.
+struct AdapterPass {
+  const LoraAdapter* adapter = nullptr;
+  int64_t batch_size = 0;
+  float grad_scale = 1;
+  absl::Span<float> gradient;  // in the adapter's layout; added to
+  Dropout dropout;             // the rate is that of the others in the pass
+};
+
 inline constexpr int64_t kDefaultActivationBudget = int64_t{64} << 20;
 
 struct TransformerOptions {
   // How much may be spent on keeping activations of whole layers instead of computing them again
-  // for the gradient (a third faster when all fit); 0: the least memory, one layer's.
+  // for the gradient (a third faster when all fit); 0: the least memory, one layer's. For each
+  // adapter of a pass.
   int64_t activation_budget_bytes = kDefaultActivationBudget;
   // Adapter gradients only: inputs of layers that are computed again are kept in bf16, which rounds
   // those layers' gradients (layer_inputs.h). False: the results are the same bits for any budget.
@@ -88,6 +99,12 @@ class Transformer {
   // with it.
   LossSum LossAndGradient(const Batch& batch, const LoraAdapter& adapter, float grad_scale,
                           absl::Span<float> gradient, const Dropout& dropout = Dropout());
+
+  // The same for several adapters of one spec (CHECK) that share the pass through the base. Each
+  // one's loss and gradient are those of a pass of its own sequences alone: the same bits, unless
+  // the adapters have different numbers of sequences and checkpoints are in bf16 (then the layers
+  // that keep their activations may be others), or a pass has at most kMaxVectorRows rows.
+  std::vector<LossSum> LossAndGradients(const Batch& batch, absl::Span<const AdapterPass> adapters);
 
   // The same for all weights of an F32 base without adapter (pre-training). CHECKs that the base is
   // F32.

@@ -3,7 +3,7 @@
 //   engine_bench                     tables: peaks, products, LoRA overhead, demo model
 //   engine_bench --summary           one JSON object
 //   engine_bench --filter Q4_0       only products of that weight type, or only one of the other
-//                                    tables: onednn, decode, lora, models, demo
+//                                    tables: onednn, decode, lora, adapters, models, demo
 //   engine_bench --shape 896x4864 --tokens 512 --threads 1
 //                                    only products like that
 //   engine_bench --filter demo --threads 1
@@ -21,15 +21,12 @@
 #include <string>
 #include <vector>
 
-#include "common/adapter/lora_adapter.h"
-#include "common/base/env.h"
 #include "common/base/rng.h"
 #include "common/base/status.h"
 #include "common/model/linear.h"
-#include "common/model/transformer.h"
 #include "common/tensor/matmul.h"
 #include "common/tensor/quantize.h"
-#include "common/training/optimizer.h"
+#include "tests/bench/demo_steps.h"
 #include "tests/bench/machine_peaks.h"
 #include "tests/bench/model_steps.h"
 #include "tests/bench/onednn_reference.h"
@@ -46,6 +43,10 @@ struct Options {
   int repeat = 9;
   std::string model = "models/fedge-tiny/fedge-tiny-q8_0.gguf";
 };
+
+DemoOptions DemoOf(const Options& options) {
+  return {options.model, options.threads, options.repeat};
+}
 
 std::vector<float> RandomFloats(int64_t count, uint64_t seed) {
   Rng rng(seed);
@@ -118,15 +119,6 @@ ProductRatios MeasureProduct(const Weight& w, int64_t t, Precision precision, in
     MatMulBackward(w.view, y.data(), t, 1, Accumulate::kNo, x.data(), pool, precision);
   });
   return ratios;
-}
-
-std::vector<Precision> Precisions() {
-  if (HasBFloat16Dot()) return {Precision::kFloat32, Precision::kBFloat16};
-  return {Precision::kFloat32};
-}
-
-const char* NameOf(Precision precision) {
-  return precision == Precision::kBFloat16 ? "bf16" : "fp32";
 }
 
 struct LeastRatios {
@@ -262,7 +254,7 @@ class Group {
     for (size_t i = 0; i < layers_.size(); ++i) {
       calls.push_back({&layers_[i], &gradients_[i], u_[i].data(), y_[i].data()});
     }
-    LinearBackward(calls, x_.data(), {t_, ends_}, nullptr, Accumulate::kNo, dx_.data(), pool);
+    LinearBackward(calls, x_.data(), {t_, ends_}, Accumulate::kNo, dx_.data(), pool);
   }
 
  private:
@@ -344,50 +336,6 @@ void LoraOverhead(const Options& options) {
   }
 }
 
-// --- The demo model ----------------------------------------------------------------------------
-
-// Tokens/s of LoRA training (loss, gradient, AdamW), 4 sequences of 128 tokens a step, rank 8 on
-// all linears; 0 when the model is not where it is looked for.
-double DemoTokensPerSecond(const Options& options, Precision precision, int threads) {
-  auto model = BaseModel::Load(options.model, *Env::Posix());
-  if (!model.ok()) {
-    std::fprintf(stderr, "%s\n", model.status().ToString().c_str());
-    return 0;
-  }
-  LoraTargets targets;
-  targets.rank = 8;
-  targets.alpha = 16;
-  auto spec = (*model)->MakeLoraSpec(targets);
-  FEDGE_CHECK(spec.ok(), spec.status().ToString());
-  LoraAdapter adapter(*spec);
-  adapter.InitializeForTraining(1);
-  Batch batch;
-  batch.batch_size = 4;
-  batch.length = 128;
-  Rng rng(3);
-  for (int i = 0; i < 512; ++i) {
-    for (auto* tokens : {&batch.tokens, &batch.targets}) {
-      tokens->push_back(
-          static_cast<TokenId>(rng.Below(static_cast<uint64_t>((*model)->config().vocab_size))));
-    }
-  }
-  ThreadPool pool(threads);
-  Transformer transformer(*model, &pool);
-  transformer.set_training_precision(precision);
-  AdamW optimizer(static_cast<int64_t>(adapter.values().size()), AdamWOptions());
-  std::vector<float> gradient(adapter.values().size());
-  double best = 1e9;
-  for (int i = 0; i < 3 * options.repeat; ++i) {
-    best = std::min(best, Seconds(threads, [&] {
-                      std::fill(gradient.begin(), gradient.end(), 0.0f);
-                      transformer.LossAndGradient(batch, adapter, 1.0f / 512,
-                                                  absl::MakeSpan(gradient));
-                      optimizer.Step(gradient, 1e-4f, adapter.values());
-                    }));
-  }
-  return 512 / best;
-}
-
 // --- Output ------------------------------------------------------------------------------------
 
 using Fields = std::vector<std::pair<std::string, double>>;
@@ -452,7 +400,8 @@ void ModelTable() {
 }
 
 void AddDemo(const Options& options, Fields& fields) {
-  fields.emplace_back("demo_tokens_per_s", DemoTokensPerSecond(options, Precisions().back(), 2));
+  fields.emplace_back("demo_tokens_per_s",
+                      DemoTokensPerSecond(DemoOf(options), Precisions().back(), 2));
 }
 
 void PrintSummary(const Options& options) {
@@ -477,7 +426,7 @@ void PrintTables(const Options& options) {
   std::printf("\n");
   const bool products = options.filter != "lora" && options.filter != "demo" &&
                         options.filter != "onednn" && options.filter != "decode" &&
-                        options.filter != "models";
+                        options.filter != "models" && options.filter != "adapters";
   if (products) {
     const LeastRatios least = Products(options, true);
     std::printf("least: fp32 %.3f, bf16 %.3f\n", least.fp32, least.bf16);
@@ -485,13 +434,14 @@ void PrintTables(const Options& options) {
   if (all || options.filter == "onednn") OneDnnComparison(options);
   if (all || options.filter == "decode") Decoding(options);
   if (all || options.filter == "lora") LoraOverhead(options);
+  if (all || options.filter == "adapters") PrintSharedPasses(DemoOf(options));
   if (all || options.filter == "models") ModelTable();
   if (all || options.filter == "demo") {
     for (const Precision precision : Precisions()) {
       for (const int threads : {1, 2}) {
         if (options.threads != 0 && options.threads != threads) continue;
         std::printf("demo model, %s, %d thread(s): %.0f tokens/s\n", NameOf(precision), threads,
-                    DemoTokensPerSecond(options, precision, threads));
+                    DemoTokensPerSecond(DemoOf(options), precision, threads));
       }
     }
   }

@@ -141,5 +141,14 @@ double ReadBandwidthOnce(ThreadPool& pool) {
   return static_cast<double>(part * pool.threads()) * sizeof(float) / seconds;
 }
 
+std::vector<Precision> Precisions() {
+  if (HasBFloat16Dot()) return {Precision::kFloat32, Precision::kBFloat16};
+  return {Precision::kFloat32};
+}
+
+const char* NameOf(Precision precision) {
+  return precision == Precision::kBFloat16 ? "bf16" : "fp32";
+}
+
 }  // namespace fedge
 #endif  // HWY_ONCE

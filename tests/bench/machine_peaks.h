@@ -5,8 +5,10 @@
 
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 #include "common/base/thread_pool.h"
+#include "common/tensor/matmul.h"
 
 namespace fedge {
 
@@ -20,6 +22,10 @@ double FmaPeakOnce(ThreadPool& pool);
 double Bf16PeakOnce(ThreadPool& pool);
 // Bytes/s of reading memory that fits no cache.
 double ReadBandwidthOnce(ThreadPool& pool);
+
+// Those of the frozen products that this machine has.
+std::vector<Precision> Precisions();
+const char* NameOf(Precision precision);  // "fp32"
 
 }  // namespace fedge
 

@@ -30,6 +30,14 @@ Dropout Half() {
   return dropout;
 }
 
+Dropout Other() {
+  Dropout dropout = Half();
+  dropout.rate = 0.25f;
+  dropout.seed = 8;
+  dropout.first_sequence = 3;
+  return dropout;
+}
+
 std::vector<float> Dropped(const Dropout& dropout, uint64_t stream, const std::vector<float>& x) {
   ThreadPool pool(1);
   std::vector<float> y(x.size());
@@ -96,9 +104,19 @@ struct Rig {
     }
   }
   LinearRows rows() const { return {kRows, ends}; }
+  BranchDropout dropout() { return {branches, &dropped, &gradient, &du}; }
+  // What the branches read of x.
+  std::vector<float> Dropped(const std::vector<float>& x) {
+    std::vector<float> y(x.size());
+    DropValues(branches[0], 9, x.data(), ends[0], kIn, y.data(), pool);
+    DropValues(branches[1], 9, x.data() + ends[0] * kIn, kRows - ends[0], kIn,
+               y.data() + ends[0] * kIn, pool);
+    return y;
+  }
 
   std::vector<float> weight, factors;
   std::vector<int64_t> ends = {15, kRows};
+  std::vector<Dropout> branches = {Half(), Other()};
   Linear linear;
   ThreadPool pool;
   FloatBuffer dropped, gradient, du;
@@ -109,8 +127,8 @@ struct Rig {
 TEST(DropoutTest, BranchesReadTheDroppedInputAndTheWeightTheWhole) {
   Rig rig;
   const std::vector<float> x = RandomValues(kRows * kIn, 3);
-  const std::vector<float> dropped = Dropped(Half(), 9, x);
-  const BranchDropout dropout = {Half(), &rig.dropped, &rig.gradient, &rig.du};
+  const std::vector<float> dropped = rig.Dropped(x);
+  const BranchDropout dropout = rig.dropout();
   std::vector<float> y(kRows * kOut), u(kRows * kRank), base(kRows * kOut), branch(kRows * kOut);
   LinearForward({{&rig.linear, u.data(), y.data()}}, x.data(), rig.rows(), rig.pool, &dropout);
   Linear bare = rig.linear;
@@ -129,9 +147,9 @@ TEST(DropoutTest, GradientsAreThoseOfTheDroppedInput) {
   Rig rig;
   const std::vector<float> x = RandomValues(kRows * kIn, 3);
   const std::vector<float> dy = RandomValues(kRows * kOut, 4);
-  const std::vector<float> dropped = Dropped(Half(), 9, x);
-  const BranchDropout dropout = {Half(), &rig.dropped, &rig.gradient, &rig.du};
-  std::vector<float> y(kRows * kOut), u(kRows * kRank), du(kRows * kRank);
+  const std::vector<float> dropped = rig.Dropped(x);
+  const BranchDropout dropout = rig.dropout();
+  std::vector<float> y(kRows * kOut), u(kRows * kRank);
   LinearForward({{&rig.linear, u.data(), y.data()}}, x.data(), rig.rows(), rig.pool, &dropout);
   const auto backward = [&](const Linear& linear, const std::vector<float>& input,
                             const BranchDropout* with, std::vector<float>& d_factors) {
@@ -141,7 +159,7 @@ TEST(DropoutTest, GradientsAreThoseOfTheDroppedInput) {
       gradient.lora.push_back({a, a + kRank * kIn});
     }
     std::vector<float> dx(kRows * kIn);
-    LinearBackward({{&linear, &gradient, u.data(), dy.data()}}, input.data(), rig.rows(), du.data(),
+    LinearBackward({{&linear, &gradient, u.data(), dy.data()}}, input.data(), rig.rows(),
                    Accumulate::kNo, dx.data(), rig.pool, with);
     return dx;
   };
@@ -155,7 +173,10 @@ TEST(DropoutTest, GradientsAreThoseOfTheDroppedInput) {
   Linear only = rig.linear;
   only.weight = DenseView(zero.data(), kOut, kIn);
   const std::vector<float> branch = backward(only, dropped, nullptr, expected);
-  AddDroppedGradient(Half(), 9, branch.data(), kRows, kIn, expected_dx.data(), rig.pool);
+  const int64_t second = rig.ends[0];
+  AddDroppedGradient(Half(), 9, branch.data(), second, kIn, expected_dx.data(), rig.pool);
+  AddDroppedGradient(Other(), 9, branch.data() + second * kIn, kRows - second, kIn,
+                     expected_dx.data() + second * kIn, rig.pool);
   for (size_t i = 0; i < dx.size(); ++i) EXPECT_NEAR(dx[i], expected_dx[i], 1e-4);
   for (size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(d_factors[i], expected[i], 1e-4);
 }

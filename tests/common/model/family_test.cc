@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -143,6 +144,72 @@ TEST_P(FamilyGradientTest, SameBytesForAnyNumberOfThreads) {
     }
   }
   for (const auto& gradient : gradients) EXPECT_EQ(gradient, gradients[0]);
+}
+
+// Sequences [first, first + count) of `batch`.
+Batch Sequences(const Batch& batch, int64_t first, int64_t count) {
+  Batch part;
+  part.batch_size = count;
+  part.length = batch.length;
+  const auto cut = [&](const auto& from, auto& to) {
+    to.assign(from.begin() + first * batch.length, from.begin() + (first + count) * batch.length);
+  };
+  cut(batch.tokens, part.tokens);
+  cut(batch.targets, part.targets);
+  cut(batch.weights, part.weights);
+  return part;
+}
+
+// Five adapters, the third without sequences and the last without targets, in one pass and each in
+// a pass of its own.
+TEST_P(FamilyGradientTest, AdaptersThatShareAPassDoNotMeet) {
+  const Tiny tiny(GetParam().options);
+  const int64_t sequences[] = {1, 3, 0, 2, 1};
+  Batch batch = RandomBatch(7, 9, tiny.model()->config().vocab_size);
+  for (size_t i = 0; i < batch.tokens.size(); ++i) {
+    batch.weights.push_back(i % 3 == 0 ? 2.0f : 1.0f);
+    if (i >= 6 * 9) batch.targets[i] = kNoToken;
+  }
+  std::vector<std::string> modules = {"all"};
+  if (!GetParam().options.tied_output) modules.push_back("output");
+  std::vector<LoraAdapter> adapters(5, tiny.Adapter(modules));
+  for (size_t i = 0; i < adapters.size(); ++i) {
+    for (float& value : adapters[i].values()) value *= 1 + 0.5f * static_cast<float>(i);
+  }
+  std::vector<std::vector<float>> shared(5, std::vector<float>(adapters[0].values().size()));
+  for (const float rate : {0.0f, 0.3f}) {
+    for (const Precision precision : {Precision::kFloat32, Precision::kBFloat16}) {
+      ThreadPool pool(2);
+      Transformer transformer(tiny.model(), &pool, {0, false});
+      transformer.set_training_precision(precision);
+      std::vector<AdapterPass> passes;
+      for (size_t i = 0; i < 5; ++i) {
+        std::fill(shared[i].begin(), shared[i].end(), 0.0f);
+        AdapterPass pass;
+        pass.adapter = &adapters[i];
+        pass.batch_size = sequences[i];
+        pass.grad_scale = 0.1f + 0.1f * static_cast<float>(i);
+        pass.gradient = absl::MakeSpan(shared[i]);
+        pass.dropout.rate = rate;
+        pass.dropout.seed = i;
+        pass.dropout.first_sequence = static_cast<int64_t>(i);
+        passes.push_back(pass);
+      }
+      const std::vector<LossSum> losses = transformer.LossAndGradients(batch, passes);
+      int64_t first = 0;
+      for (size_t i = 0; i < 5; ++i) {
+        std::vector<float> alone(shared[i].size());
+        const LossSum loss = transformer.LossAndGradient(Sequences(batch, first, sequences[i]),
+                                                         adapters[i], passes[i].grad_scale,
+                                                         absl::MakeSpan(alone), passes[i].dropout);
+        first += sequences[i];
+        EXPECT_EQ(losses[i].nats, loss.nats) << i;
+        EXPECT_EQ(losses[i].num_tokens, loss.num_tokens) << i;
+        EXPECT_EQ(shared[i], alone) << i;
+        EXPECT_EQ(loss.num_tokens > 0, i != 2 && i != 4);
+      }
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, FamilyGradientTest, ::testing::ValuesIn(Cases()),

@@ -333,7 +333,7 @@ TEST_F(OpsTest, LinearWithLoraGradientMatchesComplexStep) {
   layer.lora = {{a.data(), bt.data()}};
   layer.rank = rank;
   layer.scale = 1.5f;
-  std::vector<float> u(t * rank), y(t * out), du(t * rank);
+  std::vector<float> u(t * rank), y(t * out);
   std::vector<float> dx(t * in), dw(out * in, 0), da(rank * in, 0), dbt(rank * out, 0);
   const std::vector<int64_t> ends = {static_cast<int64_t>(t)};
   const LinearRows rows = {static_cast<int64_t>(t), ends};
@@ -341,8 +341,8 @@ TEST_F(OpsTest, LinearWithLoraGradientMatchesComplexStep) {
   gradient.weight = dw.data();
   gradient.lora = {{da.data(), dbt.data()}};
   LinearForward({{&layer, u.data(), y.data()}}, x.data(), rows, pool_);
-  LinearBackward({{&layer, &gradient, u.data(), dy.data()}}, x.data(), rows, du.data(),
-                 Accumulate::kNo, dx.data(), pool_);
+  LinearBackward({{&layer, &gradient, u.data(), dy.data()}}, x.data(), rows, Accumulate::kNo,
+                 dx.data(), pool_);
   const std::vector<size_t> sizes = {t * in, out * in, rank * in, rank * out};
   const auto function = [&](const Values<Complex>& all) {
     Values<Complex> result =

@@ -259,6 +259,17 @@ TEST_F(TransformerTest, DecodeRefusesWhatDoesNotFitAndKeepsTheCache) {
 
 using TransformerDeathTest = TransformerTest;
 
+TEST_F(TransformerDeathTest, AdaptersOfAPassHaveOneLayoutAndAllSequences) {
+  const LoraAdapter other = tiny_.Adapter({"q"});
+  std::vector<float> first(adapter_.values().size()), second(other.values().size());
+  Transformer transformer(tiny_.model(), &pool_);
+  const Batch batch = RandomBatch(2, 5, vocabulary());
+  const AdapterPass one = {&adapter_, 1, 1, absl::MakeSpan(first), {}};
+  const AdapterPass two = {&other, 1, 1, absl::MakeSpan(second), {}};
+  EXPECT_DEATH(transformer.LossAndGradients(batch, {one, two}), "different layouts");
+  EXPECT_DEATH(transformer.LossAndGradients(batch, {one}), "1 adapters with 1 sequences of 2");
+}
+
 TEST_F(TransformerDeathTest, TokenOutsideTheVocabularyIsACheck) {
   Batch batch = RandomBatch(1, 3, vocabulary());
   batch.tokens[1] = static_cast<TokenId>(vocabulary());
