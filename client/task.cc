@@ -125,6 +125,8 @@ absl::StatusOr<LoraSpec> LoraSpecFromProto(const v1::LoraSpecProto& proto) {
   return LoraSpec::Create(proto.architecture(), proto.alpha(), std::move(modules));
 }
 
+    modules[i].first_row = from.first_row();
+    modules[i].tensor_rows = from.tensor_rows();
 absl::StatusOr<Task> ParseTask(const v1::Assignment& assignment, const std::string& node_id,
                                const BaseModel& base) {
   ASSIGN_OR_RETURN(const Digest wanted, DigestFromRaw(assignment.base_model_sha256()));

@@ -362,6 +362,8 @@ void FillAssignment(const RunPlan& plan, v1::Assignment& assignment) {
   training.set_batch_size(static_cast<uint32_t>(plan.batch_size));
   training.set_length(static_cast<uint32_t>(plan.length));
   training.set_learning_rate(plan.learning_rate);
+    spec.set_first_row(static_cast<uint32_t>(module.first_row));
+    spec.set_tensor_rows(static_cast<uint32_t>(module.tensor_rows));
   training.set_clip_norm(plan.clip_norm);
   training.set_weight_decay(plan.weight_decay);
   training.set_completion_weight(plan.completion_weight);

@@ -4,6 +4,11 @@
 // Inside Fedge (LoraAdapter) tensors carry GGUF names and GGUF row order. PEFT stores q/k rows of
 // the `llama` architecture for half-split RoPE, GGUF for interleaved RoPE: B rows of attn_q and
 // attn_k are permuted on the way in and out (head counts are needed for that).
+//
+// Neither format knows modules on parts of a fused tensor (phi3's attn_qkv and ffn_up, PEFT's
+// qkv_proj and gate_up_proj): they are written as one module on the whole of it, of the parts'
+// ranks together and with zeros in B where no part is (WithoutParts), and read back as such. What
+// the adapter does is the same, its layout is not.
 #ifndef FEDGE_COMMON_FORMATS_ADAPTER_FILES_H_
 #define FEDGE_COMMON_FORMATS_ADAPTER_FILES_H_
 

@@ -101,8 +101,11 @@ absl::StatusOr<LoadedAdapter> ReadAdapterGguf(absl::string_view path, Env& env) 
   return Annotate(loaded.status(), path);
 }
 
-absl::Status WriteAdapterGguf(const LoraAdapter& adapter, const AdapterInfo& info,
+absl::Status WriteAdapterGguf(const LoraAdapter& given, const AdapterInfo& info,
                               absl::string_view path, Env& env) {
+  const absl::StatusOr<LoraAdapter> whole = WithoutParts(given);
+  if (!whole.ok()) return Annotate(whole.status(), path);
+  const LoraAdapter& adapter = *whole;
   const LoraSpec& spec = adapter.spec();
   GgufWriter writer;
   writer.SetString("general.architecture", spec.architecture());

@@ -381,10 +381,12 @@ absl::StatusOr<LoadedAdapter> ReadAdapterPeft(absl::string_view dir, const Adapt
 
 absl::Status WriteAdapterPeft(const LoraAdapter& adapter, const AdapterInfo& info,
                               absl::string_view dir, Env& env) {
-  const LoraSpec& spec = adapter.spec();
+  absl::StatusOr<LoraAdapter> whole = WithoutParts(adapter);
+  if (!whole.ok()) return Annotate(whole.status(), dir);
+  LoraAdapter peft = *std::move(whole);
+  const LoraSpec& spec = peft.spec();
   AdapterInfo own = info;
   own.architecture = spec.architecture();
-  LoraAdapter peft = adapter;
   const absl::Status reordered = ReorderRows(RowOrder::kPeftFromGguf, own, &peft);
   if (!reordered.ok()) return Annotate(reordered, dir);
   const absl::StatusOr<std::vector<std::string>> names = PeftNames(spec);

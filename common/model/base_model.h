@@ -40,7 +40,9 @@ enum RopeKind { kGlobalRope, kLongRope, kLocalRope, kRopeKinds };
 // Which linear layers get an adapter.
 struct LoraTargets {
   // Names of q, k, v, o, gate, up, down (GGUF or PEFT spelling), or "all". "output" for a separate
-  // head. "qkv" and "gate_up" stand for their parts.
+  // head. "qkv" and "gate_up" stand for their parts. Where a file computes parts in one linear,
+  // that linear gets one adapter when all of them are named, else each named one its own: "up" is
+  // the half of a fused ffn_up.
   std::vector<std::string> modules = {"all"};
   int64_t rank = 16;
   float alpha = 32;
@@ -81,7 +83,8 @@ class BaseModel {
 
   // The adapter shape for `targets`. InvalidArgument for an unknown module name or rank.
   absl::StatusOr<LoraSpec> MakeLoraSpec(const LoraTargets& targets) const;
-  // FailedPrecondition unless every module of `spec` exists here with the same features.
+  // FailedPrecondition unless every module of `spec` is on a linear of this model, or on a part of
+  // a fused one, with the same features.
   absl::Status CheckAdapter(const LoraSpec& spec) const;
 
  private:

@@ -1,6 +1,8 @@
 #include "common/model/bound_model.h"
 
 #include <algorithm>
+#include <string>
+#include <utility>
 
 #include "common/base/status.h"
 
@@ -18,6 +20,16 @@ void BindLinear(absl::Span<const LoraAdapter* const> adapters, int64_t module, L
   for (const LoraAdapter* const adapter : adapters) {
     linear.lora.push_back({adapter->a(module).data(), adapter->b(module).data()});
   }
+}
+
+bool HasParts(const LoraSpec& spec, const std::string& tensor, LinearIndex fused,
+              absl::Span<const FusedPart> parts) {
+  for (const FusedPart& part : parts) {
+    if (part.fused != fused) continue;
+    const int64_t module = spec.FindPart(tensor, part.first_row);
+    if (module >= 0 && spec.modules()[static_cast<size_t>(module)].is_part()) return true;
+  }
+  return false;
 }
 
 LinearGradient AdapterGradient(const GradientSink& sink, absl::Span<float* const> adapters,
@@ -40,26 +52,58 @@ BoundModel::BoundModel(const BaseModel& model) : model_(model), module_(model.la
     layer.norm = weights.norm;
     layer.window = weights.window;
     for (size_t i = 0; i < kLinearsPerLayer; ++i) {
-      layer.linear[i].weight = weights.linear[i];
-      layer.linear[i].bias = weights.bias[i];
       layer.linear[i].stream = layers_.size() * kLinearsPerLayer + i;
     }
     layers_.push_back(std::move(layer));
   }
+  PlaceLinears(nullptr);
   outputs_.resize(1);
   outputs_[0].weight = model.output();
   outputs_[0].bias = model.output_bias();
+}
+
+void BoundModel::PlaceLinears(const LoraSpec* spec) {
+  const auto parts = FusedParts(model_.config());
+  split_ = false;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const LayerWeights& weights = model_.layers()[i];
+    Layer& layer = layers_[i];
+    for (size_t j = 0; j < kLinearsPerLayer; ++j) {
+      layer.linear[j].weight = weights.linear[j];
+      layer.linear[j].bias = weights.bias[j];
+    }
+    for (const FusedPart& part : parts) {
+      const WeightMatrix& fused = weights.linear[part.fused];
+      if (spec == nullptr || fused.rows == 0) continue;
+      if (!HasParts(*spec, LinearTensorName(static_cast<int64_t>(i), part.fused), part.fused,
+                    parts)) {
+        continue;
+      }
+      const float* const bias = weights.bias[part.fused];
+      layer.linear[part.part].weight = fused.Rows(part.first_row, part.rows);
+      layer.linear[part.part].bias = bias == nullptr ? nullptr : bias + part.first_row;
+      layer.linear[part.fused].weight = WeightMatrix();
+      layer.linear[part.fused].bias = nullptr;
+      split_ = true;
+    }
+  }
 }
 
 void BoundModel::FindModules(const LoraSpec& spec) {
   if (bound_ && bound_layout_ == spec.layout_hash()) return;
   const absl::Status fits = model_.CheckAdapter(spec);
   FEDGE_CHECK(fits.ok(), fits.ToString());
+  PlaceLinears(&spec);
   for (size_t i = 0; i < layers_.size(); ++i) {
+    const auto layer = static_cast<int64_t>(i);
     for (size_t j = 0; j < kLinearsPerLayer; ++j) {
       const auto index = static_cast<LinearIndex>(j);
       module_[i][j] =
-          layers_[i].Has(index) ? spec.Find(LinearTensorName(static_cast<int64_t>(i), index)) : -1;
+          model_.layers()[i].Has(index) ? spec.Find(LinearTensorName(layer, index)) : -1;
+    }
+    for (const FusedPart& part : FusedParts(model_.config())) {
+      if (!model_.layers()[i].Has(part.fused) || layers_[i].Has(part.fused)) continue;
+      module_[i][part.part] = spec.FindPart(LinearTensorName(layer, part.fused), part.first_row);
     }
   }
   output_module_ = spec.Find("output.weight");
@@ -68,7 +112,12 @@ void BoundModel::FindModules(const LoraSpec& spec) {
 }
 
 void BoundModel::Bind(absl::Span<const LoraAdapter* const> adapters, Precision precision) {
-  if (!adapters.empty()) FindModules(adapters[0]->spec());
+  if (!adapters.empty()) {
+    FindModules(adapters[0]->spec());
+  } else if (split_) {
+    PlaceLinears(nullptr);
+    bound_ = false;
+  }
   for (const LoraAdapter* const adapter : adapters) {
     FEDGE_CHECK(adapter->spec().layout_hash() == bound_layout_, "adapters of different layouts");
   }

@@ -52,11 +52,15 @@ class BoundModel {
   float* WeightSink(const GradientSink& sink, absl::string_view tensor) const;
 
  private:
+  // Fused linears as the file has them, or as their parts where `spec` (may be null) has modules on
+  // parts.
+  void PlaceLinears(const LoraSpec* spec);
   void FindModules(const LoraSpec& spec);
 
   const BaseModel& model_;
   std::vector<Layer> layers_;
   std::vector<Linear> outputs_;  // of each part
+  bool split_ = false;           // some fused linear is placed as its parts
   // Names are looked up once for each shape of adapter: the module of each linear, -1 for none.
   bool bound_ = false;
   Digest bound_layout_;

@@ -43,8 +43,8 @@ const ModelFamily* FindModelFamily(absl::string_view architecture);  // null: no
 std::string SupportedFamilies();                                     // "llama, qwen2, ..."
 
 // The linears of a block, in the canonical order of an adapter's modules. A block has kQkv or all
-// of kQ, kK, kV, and kGateUp or both of kGate and kUp. A fused one is one linear with one adapter
-// whose rows are those of its parts, one after the other.
+// of kQ, kK, kV, and kGateUp or both of kGate and kUp. The rows of a fused one are those of its
+// parts, one after the other; an adapter is on all of it or on parts.
 enum LinearIndex { kQ, kK, kV, kQkv, kO, kGate, kUp, kGateUp, kDown, kLinearsPerLayer };
 
 // GGUF's name of a linear of block `layer`: "blk.0.attn_q.weight". kUp and kGateUp share theirs.

@@ -59,21 +59,19 @@ absl::StatusOr<WantedModules> ParseModules(const std::vector<std::string>& modul
   return wanted;
 }
 
-// Whether linear `index` of a block is wanted. A fused one needs all of its parts to be: it has one
-// adapter.
-absl::StatusOr<bool> IsWanted(const WantedModules& wanted, LinearIndex index) {
-  const bool q = wanted.linear[kQ], k = wanted.linear[kK], v = wanted.linear[kV];
-  const bool gate = wanted.linear[kGate], up = wanted.linear[kUp];
-  const bool some = index == kQkv      ? q || k || v
-                    : index == kGateUp ? gate || up
-                                       : wanted.linear[index];
-  const bool all = index == kQkv ? q && k && v : index == kGateUp ? gate && up : some;
-  if (some == all) return all;
-  return absl::UnimplementedError(absl::StrCat("LoRA targets: this model computes ",
-                                               index == kQkv
-                                                   ? "q, k and v in one linear; name \"qkv\""
-                                                   : "gate and up in one linear; name \"gate_up\"",
-                                               " or none of its parts"));
+// What an adapter is to touch of linear `index` of a block: all of it (a part of that linear is the
+// linear itself), or parts of a fused one.
+std::vector<FusedPart> WantedParts(const WantedModules& wanted, const ModelConfig& config,
+                                   LinearIndex index, int64_t rows) {
+  std::vector<FusedPart> parts;
+  int64_t wanted_rows = wanted.linear[index] ? rows : 0;
+  for (const FusedPart& part : FusedParts(config)) {
+    if (part.fused != index || !wanted.linear[part.part]) continue;
+    parts.push_back(part);
+    wanted_rows += part.rows;
+  }
+  if (wanted_rows == rows) return {{index, index, 0, rows}};
+  return parts;
 }
 
 // The layers [first, last] of `targets`; OutOfRange never: InvalidArgument names both ends.
@@ -88,9 +86,15 @@ absl::StatusOr<std::pair<int64_t, int64_t>> LayerRange(const LoraTargets& target
                                                  block_count - 1));
 }
 
-// The linear of that name which an adapter may touch, or null.
-const WeightMatrix* FindLinear(const BaseModel& model, absl::string_view tensor) {
-  if (tensor == kOutputTensor) return model.tied_output() ? nullptr : &model.output();
+// The linear of that name which an adapter may touch; `matrix` is null when there is none.
+struct FoundLinear {
+  const WeightMatrix* matrix = nullptr;
+  LinearIndex index = kLinearsPerLayer;  // of a block
+};
+FoundLinear FindLinear(const BaseModel& model, absl::string_view tensor) {
+  if (tensor == kOutputTensor) {
+    return {model.tied_output() ? nullptr : &model.output(), kLinearsPerLayer};
+  }
   for (size_t i = 0; i < model.layers().size(); ++i) {
     const std::string prefix = absl::StrCat("blk.", i, ".");
     if (tensor.substr(0, prefix.size()) != prefix) continue;
@@ -98,11 +102,21 @@ const WeightMatrix* FindLinear(const BaseModel& model, absl::string_view tensor)
       const auto index = static_cast<LinearIndex>(j);
       if (!model.layers()[i].Has(index)) continue;
       if (tensor == LinearTensorName(static_cast<int64_t>(i), index)) {
-        return &model.layers()[i].linear[j];
+        return {&model.layers()[i].linear[j], index};
       }
     }
   }
-  return nullptr;
+  return {};
+}
+
+// Whether the module is on the whole linear or on exactly one of its parts.
+bool IsLinear(const LoraModule& module, const FoundLinear& found, const ModelConfig& config) {
+  if (!module.is_part()) return true;
+  for (const FusedPart& part : FusedParts(config)) {
+    if (part.fused != found.index) continue;
+    if (part.first_row == module.first_row && part.rows == module.out_features) return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -117,11 +131,11 @@ absl::StatusOr<LoraSpec> BaseModel::MakeLoraSpec(const LoraTargets& targets) con
                      "embedding, which adapters cannot touch"));
   }
   std::vector<LoraModule> modules;
-  const auto add = [&](std::string tensor, const WeightMatrix& matrix) {
+  const auto add = [&](std::string tensor, const WeightMatrix& matrix, const FusedPart& part) {
     LoraModule module;
     module.tensor = std::move(tensor);
     module.in_features = matrix.cols;
-    module.out_features = matrix.rows;
+    module.out_features = part.rows;
     module.rank = targets.rank;
     modules.push_back(std::move(module));
   };
@@ -130,35 +144,47 @@ absl::StatusOr<LoraSpec> BaseModel::MakeLoraSpec(const LoraTargets& targets) con
     for (size_t j = 0; j < kLinearsPerLayer; ++j) {
       const auto index = static_cast<LinearIndex>(j);
       if (!layer.Has(index)) continue;
-      ASSIGN_OR_RETURN(const bool is_wanted, IsWanted(wanted, index));
-      if (is_wanted) add(LinearTensorName(i, index), layer.linear[j]);
+      const WeightMatrix& matrix = layer.linear[j];
+      for (const FusedPart& part : WantedParts(wanted, config_, index, matrix.rows)) {
+        add(LinearTensorName(i, index), matrix, part);
+      }
     }
   }
-  if (wanted.output) add(std::string(kOutputTensor), output_);
+  if (wanted.output) {
+    add(std::string(kOutputTensor), output_, {kLinearsPerLayer, kLinearsPerLayer, 0, output_.rows});
+  }
   return LoraSpec::Create(config_.architecture, targets.alpha, std::move(modules));
 }
 
 absl::Status BaseModel::CheckAdapter(const LoraSpec& spec) const {
   if (spec.architecture() != config_.architecture) {
+    module.first_row = part.first_row;
+    module.tensor_rows = part.rows == matrix.rows ? 0 : matrix.rows;
     return absl::FailedPreconditionError(
         absl::StrCat("the adapter is for architecture \"", spec.architecture(), "\", the base ",
                      file_->path(), " is \"", config_.architecture, "\""));
   }
   for (const LoraModule& module : spec.modules()) {
-    const WeightMatrix* const matrix = FindLinear(*this, module.tensor);
-    if (matrix == nullptr) {
+    const FoundLinear found = FindLinear(*this, module.tensor);
+    if (found.matrix == nullptr) {
       return absl::FailedPreconditionError(
           absl::StrCat("the adapter changes tensor ", module.tensor, ", which the base ",
                        file_->path(), " does not have as a linear layer"));
     }
-    if (matrix->cols != module.in_features || matrix->rows != module.out_features) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("the adapter's module for tensor ", module.tensor, " maps ",
-                       module.in_features, " to ", module.out_features, " features, the base ",
-                       file_->path(), " maps ", matrix->cols, " to ", matrix->rows));
+    const WeightMatrix& matrix = *found.matrix;
+    const int64_t rows = module.is_part() ? module.tensor_rows : module.out_features;
+    if (matrix.cols != module.in_features || matrix.rows != rows) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "the adapter's module for tensor ", module.tensor, " maps ", module.in_features, " to ",
+          rows, " features, the base ", file_->path(), " maps ", matrix.cols, " to ", matrix.rows));
     }
   }
   return absl::OkStatus();
 }
 
 }  // namespace fedge
+    if (IsLinear(module, found, config_)) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat("the adapter changes ", module.out_features, " rows from ", module.first_row,
+                     " on of tensor ", module.tensor,
+                     ", which are no linear layer of their own in ", file_->path()));

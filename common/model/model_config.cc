@@ -264,4 +264,15 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const GgufFile& file) {
   return ConfigReader(file).Read();
 }
 
+std::array<FusedPart, 5> FusedParts(const ModelConfig& config) {
+  const int64_t q = config.head_count * config.head_dim;
+  const int64_t kv = config.head_count_kv * config.head_dim;
+  const int64_t hidden = config.feed_forward_length;
+  return {{{kQkv, kQ, 0, q},
+           {kQkv, kK, q, kv},
+           {kQkv, kV, q + kv, kv},
+           {kGateUp, kGate, 0, hidden},
+           {kGateUp, kUp, hidden, hidden}}};
+}
+
 }  // namespace fedge

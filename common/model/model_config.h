@@ -2,6 +2,7 @@
 #ifndef FEDGE_COMMON_MODEL_MODEL_CONFIG_H_
 #define FEDGE_COMMON_MODEL_MODEL_CONFIG_H_
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -34,6 +35,14 @@ struct ModelConfig {
   // Keys a query of each layer sees, itself included; 0: all. [block_count]
   std::vector<int64_t> windows;
 };
+
+// A linear that some files have as rows of another one.
+struct FusedPart {
+  LinearIndex fused, part;
+  int64_t first_row, rows;
+};
+// q, k and v of attn_qkv, gate and up of a fused ffn_up, in the order of their rows.
+std::array<FusedPart, 5> FusedParts(const ModelConfig& config);
 
 // All but vocab_size. Errors name file and key: InvalidArgument (missing or out of bounds,
 // inconsistent), Unimplemented (the family, or a variant of it).

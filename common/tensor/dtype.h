@@ -44,6 +44,8 @@ struct WeightMatrix {
   int64_t cols = 0;  // input features; a multiple of BlockElements(type)
 
   const uint8_t* Row(int64_t row) const { return data + row * RowBytes(type, cols); }
+  // Rows [first, first + count).
+  WeightMatrix Rows(int64_t first, int64_t count) const { return {Row(first), type, count, cols}; }
 };
 
 }  // namespace fedge

@@ -31,12 +31,13 @@ absl::StatusOr<WeightMatrix> MatrixOf(const GgufFile& file, const LoraModule& mo
   }
   const absl::StatusOr<WeightMatrix> matrix = tensor->AsMatrix();
   if (!matrix.ok()) return Annotate(matrix.status(), file.path());
-  if (matrix->rows != module.out_features || matrix->cols != module.in_features) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        file.path(), ": tensor ", module.tensor, " is ", matrix->rows, " x ", matrix->cols,
-        ", the adapter's module is ", module.out_features, " x ", module.in_features));
+  const int64_t rows = module.is_part() ? module.tensor_rows : module.out_features;
+  if (matrix->rows != rows || matrix->cols != module.in_features) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(file.path(), ": tensor ", module.tensor, " is ", matrix->rows, " x ",
+                     matrix->cols, ", the adapter's module is ", rows, " x ", module.in_features));
   }
-  return matrix;
+  return matrix->Rows(module.first_row, module.out_features);
 }
 
 // full - base, dense [rows, cols].

@@ -94,13 +94,19 @@ class ScalarTransformer {
         const Values<T> b = Tensor(bias);
         for (size_t i = 0; i < y.size(); ++i) y[i] += b[i % out];
       }
-      const int64_t index = spec == nullptr ? -1 : spec->Find(name + ".weight");
-      if (index < 0) return y;
-      const LoraModule& module = spec->modules()[static_cast<size_t>(index)];
-      const auto a = adapter.begin() + module.offset;
-      const auto b = a + module.a_size();
-      ScalarAddLora(x, Values<T>(a, b), Values<T>(b, b + module.b_size()), in, out,
-                    static_cast<double>(spec->scale(module)), y);
+      if (spec == nullptr) return y;
+      for (const LoraModule& module : spec->modules()) {
+        if (module.tensor != name + ".weight") continue;
+        const auto a = adapter.begin() + module.offset;
+        const auto b = a + module.a_size();
+        const size_t first = static_cast<size_t>(module.first_row);
+        const size_t rows = static_cast<size_t>(module.out_features);
+        Values<T> change(y.size() / out * rows);
+        ScalarAddLora(x, Values<T>(a, b), Values<T>(b, b + module.b_size()), in, rows,
+                      static_cast<double>(spec->scale(module)), change);
+        for (size_t i = 0; i < change.size(); ++i)
+          y[i / rows * out + first + i % rows] += change[i];
+      }
       return y;
     }
   };

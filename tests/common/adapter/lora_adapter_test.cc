@@ -108,6 +108,115 @@ TEST(LoraSpecTest, RefusesMoreParametersThanTheLimit) {
               HasSubstr("tensor y: the adapter grows over 2147483648 parameters"));
 }
 
+LoraModule Part(std::string tensor, int64_t first, int64_t rows, int64_t of, int64_t rank = 2) {
+  LoraModule module = Module(std::move(tensor), 6, rows, rank);
+  module.first_row = first;
+  module.tensor_rows = of;
+  return module;
+}
+
+TEST(LoraSpecTest, FindsPartsByTheirFirstRow) {
+  const LoraSpec spec = Spec({Part("x", 4, 2, 9), Part("x", 0, 3, 9), Module("y", 6, 9, 2)});
+  EXPECT_EQ(spec.FindPart("x", 4), 0);
+  EXPECT_EQ(spec.FindPart("x", 0), 1);
+  EXPECT_EQ(spec.FindPart("x", 3), -1);
+  EXPECT_EQ(spec.Find("x"), -1);  // nothing is on the whole of it
+  EXPECT_EQ(spec.Find("y"), 2);
+  EXPECT_EQ(spec.num_parameters(), 2 * (6 + 2) + 2 * (6 + 3) + 2 * (6 + 9));
+}
+
+TEST(LoraSpecTest, HashesWhereAPartIs) {
+  const LoraSpec spec = Spec({Part("x", 3, 2, 9)});
+  // Pinned: devices and servers of different builds must agree.
+  EXPECT_EQ(spec.layout_hash().Hex(),
+            "a0bda30780bc0a30d2ef5fd406eef05e4ad5e5fa2ebcac7654b7a5daa637b70a");
+  EXPECT_NE(Spec({Part("x", 4, 2, 9)}).layout_hash(), spec.layout_hash());
+  EXPECT_NE(Spec({Part("x", 3, 2, 10)}).layout_hash(), spec.layout_hash());
+  EXPECT_NE(Spec({Module("x", 6, 2, 2)}).layout_hash(), spec.layout_hash());
+}
+
+TEST(LoraSpecTest, RefusesPartsThatMeetOrLieOutside) {
+  const auto message = [](std::vector<LoraModule> modules) {
+    const auto spec = LoraSpec::Create("phi3", 8, std::move(modules));
+    EXPECT_EQ(spec.status().code(), absl::StatusCode::kInvalidArgument);
+    return std::string(spec.status().message());
+  };
+  const std::string twice = "tensor x is adapted twice";
+  EXPECT_EQ(message({Part("x", 0, 3, 9), Part("x", 2, 3, 9)}), twice);
+  EXPECT_EQ(message({Part("x", 0, 3, 9), Part("x", 0, 2, 9)}), twice);
+  EXPECT_EQ(message({Part("x", 0, 3, 9), Part("x", 4, 3, 10)}), twice);
+  EXPECT_EQ(message({Module("x", 6, 9, 2), Part("x", 4, 3, 9)}), twice);
+  EXPECT_EQ(message({Part("x", 7, 3, 9)}), "tensor x: 3 rows from 7 on are no part of 9 rows");
+  EXPECT_EQ(message({Part("x", -1, 3, 9)}), "tensor x: 3 rows from -1 on are no part of 9 rows");
+  EXPECT_EQ(message({Part("x", 0, 9, 9)}), "tensor x: 9 rows from 0 on are no part of 9 rows");
+  EXPECT_EQ(message({Part("x", 1, 3, 0)}), "tensor x: 3 rows from 1 on are no part of 0 rows");
+  EXPECT_EQ(message({Part("x", 1, 3, -9)}), "tensor x: 3 rows from 1 on are no part of -9 rows");
+  const int64_t largest = std::numeric_limits<int64_t>::max();
+  EXPECT_THAT(message({Part("x", largest, 3, largest)}), HasSubstr("are no part of"));
+  EXPECT_THAT(message({Part("x", largest - 1, 3, 9)}), HasSubstr("are no part of"));
+}
+
+TEST(LoraAdapterTest, PartsOfATensorStartApart) {
+  LoraAdapter adapter(Spec({Part("x", 0, 3, 9), Part("x", 4, 3, 9)}));
+  adapter.InitializeForTraining(1);
+  EXPECT_NE(adapter.a(0), adapter.a(1));
+}
+
+// scale B A of a module, in the rows of its tensor.
+std::vector<std::vector<double>> ChangeOf(const LoraAdapter& adapter, const std::string& tensor,
+                                          size_t rows, size_t in) {
+  std::vector<std::vector<double>> change(rows, std::vector<double>(in));
+  for (size_t i = 0; i < adapter.spec().modules().size(); ++i) {
+    const LoraModule& module = adapter.spec().modules()[i];
+    if (module.tensor != tensor) continue;
+    const double scale = double{adapter.spec().scale(module)};
+    const auto out = static_cast<size_t>(module.out_features);
+    for (size_t r = 0; r < static_cast<size_t>(module.rank); ++r) {
+      for (size_t row = 0; row < out; ++row) {
+        for (size_t k = 0; k < in; ++k) {
+          change[static_cast<size_t>(module.first_row) + row][k] +=
+              scale * double{adapter.b(static_cast<int64_t>(i))[r * out + row]} *
+              double{adapter.a(static_cast<int64_t>(i))[r * in + k]};
+        }
+      }
+    }
+  }
+  return change;
+}
+
+TEST(LoraAdapterTest, WithoutPartsChangesTheWeightsAlike) {
+  LoraAdapter adapter(Spec(
+      {Part("x", 0, 3, 9, 2), Module("y", 6, 4, 3), Part("x", 5, 2, 9, 4), Part("z", 1, 2, 4, 3)}));
+  for (size_t i = 0; i < adapter.values().size(); ++i) {
+    adapter.values()[i] = std::sin(static_cast<float>(i));
+  }
+  const auto whole = WithoutParts(adapter);
+  ASSERT_TRUE(whole.ok()) << whole.status();
+  const std::vector<LoraModule>& modules = whole->spec().modules();
+  ASSERT_EQ(modules.size(), 3u);
+  const auto expect = [&](size_t i, const char* tensor, int64_t rows, int64_t rank) {
+    EXPECT_EQ(modules[i].tensor, tensor);
+    EXPECT_EQ(modules[i].out_features, rows);
+    EXPECT_EQ(modules[i].rank, rank);
+    EXPECT_FALSE(modules[i].is_part());
+    const auto want = ChangeOf(adapter, tensor, static_cast<size_t>(rows), 6);
+    const auto have = ChangeOf(*whole, tensor, static_cast<size_t>(rows), 6);
+    for (size_t row = 0; row < want.size(); ++row) {
+      for (size_t k = 0; k < 6; ++k) EXPECT_NEAR(have[row][k], want[row][k], 1e-5);
+    }
+  };
+  expect(0, "x", 9, 6);
+  expect(1, "y", 4, 3);
+  expect(2, "z", 4, 3);
+  EXPECT_THAT(ChangeOf(*whole, "x", 9, 6)[4], Each(0.0));
+  EXPECT_EQ(WithoutParts(*whole)->values(), whole->values());
+  // Their ranks together may be too large.
+  const LoraAdapter large(Spec({Part("x", 0, 3, 9, 1000), Part("x", 4, 3, 9, 25)}));
+  const absl::Status status = WithoutParts(large).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("tensor x: rank 1025"));
+}
+
 TEST(LoraAdapterTest, ViewsItsBufferByModule) {
   LoraAdapter adapter(Spec(TwoModules()));
   EXPECT_THAT(adapter.values(), Each(0.0f));

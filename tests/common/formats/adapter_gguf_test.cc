@@ -86,6 +86,27 @@ TEST(AdapterGgufTest, WhatIsWrittenIsRead) {
   EXPECT_EQ(loaded->info.architecture, "llama");
 }
 
+TEST(AdapterGgufTest, PartsOfATensorAreWrittenAsOneModuleOnAllOfIt) {
+  const LoraAdapter adapter = testing::PartsAdapter();
+  ASSERT_TRUE(WriteAdapterGguf(adapter, {}, TempFile(), *Env::Posix()).ok());
+  const auto file = *GgufFile::Open(TempFile(), *Env::Posix());
+  EXPECT_EQ(file->tensors().size(), 6u);
+  EXPECT_THAT(file->FindTensor("blk.0.attn_qkv.weight.lora_a")->dims, ElementsAre(16, 6));
+  EXPECT_THAT(file->FindTensor("blk.0.attn_qkv.weight.lora_b")->dims, ElementsAre(6, 32));
+  EXPECT_THAT(file->FindTensor("blk.0.ffn_up.weight.lora_b")->dims, ElementsAre(2, 48));
+  // A row of k, which is not adapted, and the first of v: zero in the columns of q's rank.
+  const GgufTensor& b = *file->FindTensor("blk.0.attn_qkv.weight.lora_b");
+  const float v = 6.0f / 4.0f;  // the ranks together over v's
+  const auto of_v = [&](size_t r) { return v * adapter.b(1)[r * 8]; };
+  EXPECT_EQ(b.data.substr(23 * 6 * 4, 12 * 4),
+            Floats({0, 0, 0, 0, 0, 0, 0, 0, of_v(0), of_v(1), of_v(2), of_v(3)}));
+  const auto loaded = ReadAdapterGguf(TempFile(), *Env::Posix());
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  const LoraAdapter whole = WithoutParts(adapter).value();
+  EXPECT_EQ(loaded->adapter.spec().layout_hash(), whole.spec().layout_hash());
+  EXPECT_THAT(loaded->adapter.values(), ElementsAreArray(whole.values()));
+}
+
 TEST(AdapterGgufTest, FactorsLieAsLlamaCppWantsThem) {
   LoraModule module;
   module.tensor = "blk.0.attn_v.weight";

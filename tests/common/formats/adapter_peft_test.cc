@@ -114,6 +114,25 @@ TEST_F(AdapterPeftTest, WhatIsWrittenIsRead) {
   }
 }
 
+TEST_F(AdapterPeftTest, PartsOfATensorAreWrittenAsOneModuleOnAllOfIt) {
+  const LoraAdapter adapter = testing::PartsAdapter();
+  ASSERT_TRUE(WriteAdapterPeft(adapter, ExampleInfo(), dir_, *Env::Posix()).ok());
+  const auto file = Tensors();
+  EXPECT_EQ(file->tensors().size(), 6u);
+  EXPECT_THAT(file->Find(Name("model.layers.0.self_attn.qkv_proj", "A"))->shape,
+              ElementsAre(6, 16));
+  EXPECT_THAT(file->Find(Name("model.layers.0.self_attn.qkv_proj", "B"))->shape,
+              ElementsAre(32, 6));
+  EXPECT_THAT(file->Find(Name("model.layers.0.mlp.gate_up_proj", "B"))->shape, ElementsAre(48, 2));
+  EXPECT_EQ(Config()["rank_pattern"], Json({{"model.layers.0.self_attn.qkv_proj", 6}}));
+  EXPECT_EQ(Config()["target_modules"], Json({"down_proj", "gate_up_proj", "qkv_proj"}));
+  const auto loaded = Read();
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  const LoraAdapter whole = WithoutParts(adapter).value();
+  EXPECT_EQ(loaded->adapter.spec().layout_hash(), whole.spec().layout_hash());
+  EXPECT_THAT(loaded->adapter.values(), ElementsAreArray(whole.values()));
+}
+
 TEST_F(AdapterPeftTest, ConfigIsWhatPeftLoads) {
   ASSERT_TRUE(WriteAdapterPeft(ExampleAdapter("llama"), ExampleInfo(), dir_, *Env::Posix()).ok());
   const Json config = Config();

@@ -39,6 +39,30 @@ inline LoraAdapter ExampleAdapter(const std::string& architecture) {
   return adapter;
 }
 
+// phi3 of the same sizes: q (rank 2) and v (rank 4) of attn_qkv, up of ffn_up, all of ffn_down.
+inline LoraAdapter PartsAdapter() {
+  std::vector<LoraModule> modules;
+  const auto add = [&](const char* tensor, int64_t in, int64_t first, int64_t rows, int64_t of,
+                       int64_t rank) {
+    LoraModule module;
+    module.tensor = tensor;
+    module.in_features = in;
+    module.out_features = rows;
+    module.rank = rank;
+    module.first_row = first;
+    module.tensor_rows = of;
+    modules.push_back(std::move(module));
+  };
+  add("blk.0.attn_qkv.weight", 16, 0, 16, 32, 2);
+  add("blk.0.attn_qkv.weight", 16, 24, 8, 32, 4);
+  add("blk.0.ffn_up.weight", 16, 24, 24, 48, 2);
+  add("blk.0.ffn_down.weight", 24, 0, 16, 0, 2);
+  LoraAdapter adapter(*LoraSpec::Create("phi3", 8, std::move(modules)));
+  float value = 0.5f;
+  for (float& x : adapter.values()) x = (value += 0.25f);
+  return adapter;
+}
+
 inline AdapterInfo ExampleInfo() {
   AdapterInfo info;
   info.base_model = "base.gguf";

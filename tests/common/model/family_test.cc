@@ -215,6 +215,74 @@ TEST_P(FamilyGradientTest, AdaptersThatShareAPassDoNotMeet) {
 INSTANTIATE_TEST_SUITE_P(Families, FamilyGradientTest, ::testing::ValuesIn(Cases()),
                          [](const auto& test) { return test.param.name; });
 
+// --- Adapters on parts of fused linears ---
+
+TinyModelOptions FusedQwen() {
+  TinyModelOptions options = Small("qwen2");
+  options.fused_qkv = true;
+  options.biases = true;
+  return options;
+}
+
+TEST(FusedPartsTest, GradientsMatchComplexStep) {
+  const Tiny phi(Small("phi3"));
+  const Batch batch = RandomBatch(2, 7, phi.model()->config().vocab_size);
+  testing::ExpectAdapterGradient("phi3, q and up", phi, phi.Adapter({"q", "up"}), batch, 60);
+  testing::ExpectAdapterGradient("phi3, k, v, gate", phi,
+                                 phi.Adapter({"k", "v", "gate", "o", "down"}), batch, 60);
+  testing::ExpectAdapterGradient("phi3, q and gate_up", phi, phi.Adapter({"q", "gate_up"}), batch,
+                                 60);
+  const Tiny qwen(FusedQwen());
+  testing::ExpectAdapterGradient("qwen2 fused, v", qwen, qwen.Adapter({"v"}), batch, 60);
+}
+
+// The same adapter on the whole tensors has the same effect, here and in decoding.
+TEST(FusedPartsTest, AreWhatTheyAreWithoutParts) {
+  for (const TinyModelOptions& options : {Small("phi3"), FusedQwen()}) {
+    const Tiny tiny(options);
+    const LoraAdapter parts = tiny.Adapter({"q", "v", "up", "down"});
+    const LoraAdapter whole = WithoutParts(parts).value();
+    const Batch batch = RandomBatch(2, 20, tiny.model()->config().vocab_size);
+    ThreadPool pool(2);
+    Transformer transformer(tiny.model(), &pool);
+    const double base = transformer.Loss(batch, nullptr).nats;
+    const double expected = transformer.Loss(batch, &whole).nats;
+    EXPECT_GT(std::abs(expected - base), 0.1);
+    EXPECT_NEAR(transformer.Loss(batch, &parts).nats, expected, 1e-5 * expected);
+    KvCache with_parts(tiny.model()->config(), 8), without(tiny.model()->config(), 8);
+    for (const TokenId token : {5, 17, 3}) {
+      const std::vector<float> a = transformer.Decode({token}, &parts, with_parts).value();
+      const std::vector<float> b = transformer.Decode({token}, &whole, without).value();
+      for (size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], 1e-4);
+    }
+  }
+}
+
+// One transformer serves adapters of any shape, the base and all weights in turn.
+TEST(FusedPartsTest, LeaveNothingBehind) {
+  const Tiny tiny(Small("phi3"));
+  const Batch batch = RandomBatch(2, 9, tiny.model()->config().vocab_size);
+  const LoraAdapter parts = tiny.Adapter({"q", "up"}), others = tiny.Adapter({"k", "gate"});
+  const LoraAdapter whole = tiny.Adapter({"all"});
+  ThreadPool pool(1);
+  Transformer shared(tiny.model(), &pool);
+  const auto gradient = [&](Transformer& transformer, const LoraAdapter& adapter) {
+    std::vector<float> values(adapter.values().size());
+    transformer.LossAndGradient(batch, adapter, 1, absl::MakeSpan(values));
+    return values;
+  };
+  for (const LoraAdapter* adapter : {&parts, &whole, &others, &parts, &others}) {
+    Transformer fresh(tiny.model(), &pool);
+    EXPECT_EQ(gradient(shared, *adapter), gradient(fresh, *adapter));
+    EXPECT_EQ(shared.Loss(batch, nullptr).nats, fresh.Loss(batch, nullptr).nats);
+    WeightGradients first, second;
+    gradient(shared, *adapter);
+    shared.LossAndWeightGradients(batch, 1, first);
+    Transformer(tiny.model(), &pool).LossAndWeightGradients(batch, 1, second);
+    EXPECT_EQ(first, second);
+  }
+}
+
 TEST(RopeFactorsTest, ContextBeyondTheOriginalUsesLongFactors) {
   TinyModelOptions options = Small("phi3");
   options.rope_frequency_factors = true;

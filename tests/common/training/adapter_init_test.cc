@@ -131,6 +131,37 @@ TEST_F(AdapterInitTest, AnExactBaseStartsAsWithoutAFile) {
   EXPECT_EQ(adapter.values(), usual.values());
 }
 
+// The rows of a part are approximated as if they were a matrix of their own.
+TEST_F(AdapterInitTest, PartsOfATensorAreApproximatedAlone) {
+  testing::TinyModelOptions options;
+  options.architecture = "phi3";
+  options.embedding_length = 64;
+  options.feed_forward_length = 96;
+  const std::string full_bytes = testing::MakeTinyModelGguf(options);
+  options.dtype = DType::kQ4_0;
+  const std::string base_bytes = testing::MakeTinyModelGguf(options);
+  const auto full = GgufFile::Parse(full_bytes, "full.gguf").value();
+  const auto base = BaseModel::FromGguf(GgufFile::Parse(base_bytes, "base.gguf").value()).value();
+  LoraTargets targets;
+  targets.modules = {"v", "up"};
+  targets.rank = 6;
+  LoraAdapter adapter(base->MakeLoraSpec(targets).value());
+  ASSERT_TRUE(StartFromQuantizationError(*base, *full, 3, pool_, adapter).ok());
+  ASSERT_EQ(adapter.spec().modules().size(), 4u);
+  for (size_t i = 0; i < adapter.spec().modules().size(); ++i) {
+    const LoraModule& module = adapter.spec().modules()[i];
+    const Eigen::MatrixXd error =
+        (Dense(full->FindTensor(module.tensor)->AsMatrix().value()) -
+         Dense(base->file().FindTensor(module.tensor)->AsMatrix().value()))
+            .middleRows(module.first_row, module.out_features);
+    const Eigen::VectorXd values = Eigen::BDCSVD<Eigen::MatrixXd>(error).singularValues();
+    const double best = std::sqrt(values.tail(values.size() - 6).squaredNorm());
+    const double left = (error - Delta(adapter, static_cast<int64_t>(i))).norm();
+    EXPECT_GE(left, best * (1 - 1e-5));
+    EXPECT_LE(left, best * 1.001);
+  }
+}
+
 TEST_F(AdapterInitTest, NamesTheTensorThatDoesNotFit) {
   testing::TinyModelOptions options;
   options.embedding_length = 64;
