@@ -129,7 +129,9 @@ void RegisterPretrain(CLI::App& app, CommandContext& context) {
       ->required()
       ->type_name("FILE");
   command->add_option("--output-type", options->output_type,
-                      "Type of the matrices: Q8_0 (default), Q4_0, F16, BF16 or F32");
+                      "Type of the matrices whose rows are whole blocks (32 values, of the K types "
+                      "256): Q8_0 (default), Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, F16, BF16 "
+                      "or F32; the others are F32");
   AddShapeOptions(command, pretrain.shape);
   AddTrainingOptions(command, pretrain);
   command->add_option("--name", pretrain.labels.name, "general.name of the file");

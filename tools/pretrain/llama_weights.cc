@@ -12,6 +12,7 @@
 #include "common/formats/gguf.h"
 #include "common/formats/gguf_writer.h"
 #include "common/tensor/quantize.h"
+#include "tools/prepare/model_outline.h"
 
 namespace fedge {
 namespace {
@@ -45,30 +46,14 @@ std::vector<TensorShape> TensorShapes(const LlamaShape& shape, int64_t vocab_siz
   return shapes;
 }
 
-// llama.cpp's file types (llama_ftype) and quantization format.
-uint32_t FileType(DType type) {
-  switch (type) {
-    case DType::kF16:
-      return 1;
-    case DType::kQ4_0:
-      return 2;
-    case DType::kQ8_0:
-      return 7;
-    case DType::kBF16:
-      return 32;
-    default:
-      return 0;
-  }
-}
-
 void WriteLabels(const ModelLabels& labels, DType type, GgufWriter& writer) {
   writer.SetString("general.architecture", "llama");
   writer.SetString("general.type", "model");
   if (!labels.name.empty()) writer.SetString("general.name", labels.name);
   if (!labels.description.empty()) writer.SetString("general.description", labels.description);
   if (!labels.license.empty()) writer.SetString("general.license", labels.license);
-  writer.SetUint32("general.file_type", FileType(type));
-  writer.SetUint32("general.quantization_version", 2);
+  writer.SetUint32("general.file_type", GgufFileType(type));
+  writer.SetUint32("general.quantization_version", kGgufQuantizationVersion);
 }
 
 void WriteShape(const LlamaShape& shape, size_t vocab_size, GgufWriter& writer) {

@@ -63,8 +63,8 @@ class LlamaWeights {
   bool is_matrix(size_t tensor) const;  // false: a norm
   int64_t num_parameters() const;
 
-  // The whole GGUF with matrices in `type` where their rows are whole blocks, else F32; norms F32.
-  // Unimplemented for a type that cannot be written.
+  // The whole GGUF with matrices in `type` (any) where their rows are whole blocks, else F32; norms
+  // F32.
   absl::StatusOr<std::string> Export(DType type) const;
 
  private:
