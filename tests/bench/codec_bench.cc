@@ -21,7 +21,6 @@ namespace fedge {
 namespace {
 
 using testing::FlatLayout;
-using testing::FlatSpec;
 using testing::RandomDelta;
 using testing::SampleHeader;
 
@@ -116,14 +115,10 @@ void BM_Decode(benchmark::State& state) {
 // One node's share of a round on the server after decoding.
 void BM_Accumulate(benchmark::State& state) {
   const std::vector<float>& delta = Delta(state.range(0));
-  const LoraSpec spec = FlatSpec(delta.size());
-  const SliceLayout layout = SliceLayout::Whole(spec);
-  UpdateAggregator aggregator(spec);
+  UpdateAggregator aggregator(state.range(0));
   const SteadyTime start = std::chrono::steady_clock::now();
   for (auto _ : state) {
-    if (!aggregator.Accumulate({.layout = &layout, .values = delta}, 100).ok()) {
-      aggregator = UpdateAggregator(spec);
-    }
+    if (!aggregator.Accumulate(delta, 100).ok()) aggregator = UpdateAggregator(state.range(0));
   }
   Report(state, 0, start);
 }

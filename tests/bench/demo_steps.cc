@@ -27,13 +27,12 @@ LoraAdapter DemoAdapter(const BaseModel& model) {
   return adapter;
 }
 
-// Sequences of 128 tokens.
-Batch RandomBatch(const BaseModel& model, int64_t sequences) {
+Batch RandomBatch(const BaseModel& model, int64_t sequences, int64_t length) {
   Batch batch;
   batch.batch_size = sequences;
-  batch.length = 128;
+  batch.length = length;
   Rng rng(3);
-  for (int64_t i = 0; i < 128 * sequences; ++i) {
+  for (int64_t i = 0; i < sequences * length; ++i) {
     for (auto* tokens : {&batch.tokens, &batch.targets}) {
       tokens->push_back(
           static_cast<TokenId>(rng.Below(static_cast<uint64_t>(model.config().vocab_size))));
@@ -50,19 +49,21 @@ void PrintSharedPasses(const DemoOptions& options) {
     std::fprintf(stderr, "%s\n", model.status().ToString().c_str());
     return;
   }
+  constexpr int64_t kMostNodes = 8, kSequences = 4;
+  const int64_t length = std::max<int64_t>(1, options.tokens / kSequences);
   std::printf(
-      "\n%s, 4 x 128 tokens a node, rank 8 on all linears: tokens/s\n"
+      "\n%s, %lld x %lld tokens a node, rank 8 on all linears: tokens/s\n"
       "nodes  precision  threads  a pass each   one pass\n",
-      options.model.c_str());
-  constexpr int64_t kMostNodes = 8;
+      options.model.c_str(), static_cast<long long>(kSequences), static_cast<long long>(length));
   const std::vector<LoraAdapter> adapters(kMostNodes, DemoAdapter(**model));
   std::vector<std::vector<float>> gradients(kMostNodes,
                                             std::vector<float>(adapters[0].values().size()));
   for (const int64_t nodes : {1, 2, 4, 8}) {
-    const Batch alone = RandomBatch(**model, 4), shared = RandomBatch(**model, 4 * nodes);
+    const Batch alone = RandomBatch(**model, kSequences, length);
+    const Batch shared = RandomBatch(**model, kSequences * nodes, length);
     std::vector<AdapterPass> passes;
     for (size_t i = 0; i < static_cast<size_t>(nodes); ++i) {
-      passes.push_back({&adapters[i], 4, 1.0f / 512, absl::MakeSpan(gradients[i]), {}});
+      passes.push_back({&adapters[i], kSequences, 1.0f / 512, absl::MakeSpan(gradients[i]), {}});
     }
     for (const Precision precision : Precisions()) {
       for (const int threads : {1, 2}) {
@@ -81,7 +82,7 @@ void PrintSharedPasses(const DemoOptions& options) {
           together = std::min(
               together, Seconds(threads, [&] { transformer.LossAndGradients(shared, passes); }));
         }
-        const double tokens = 512.0 * static_cast<double>(nodes);
+        const auto tokens = static_cast<double>(shared.tokens.size());
         std::printf("%5lld  %s  %d  %9.0f  %9.0f %+5.1f%%\n", static_cast<long long>(nodes),
                     NameOf(precision), threads, tokens / each, tokens / together,
                     100 * (each / together - 1));
@@ -98,7 +99,7 @@ double DemoTokensPerSecond(const DemoOptions& options, Precision precision, int 
     return 0;
   }
   LoraAdapter adapter = DemoAdapter(**model);
-  const Batch batch = RandomBatch(**model, 4);
+  const Batch batch = RandomBatch(**model, 4, 128);
   ThreadPool pool(threads);
   Transformer transformer(*model, &pool);
   transformer.set_training_precision(precision);

@@ -2,6 +2,7 @@
 #ifndef FEDGE_TESTS_BENCH_DEMO_STEPS_H_
 #define FEDGE_TESTS_BENCH_DEMO_STEPS_H_
 
+#include <cstdint>
 #include <string>
 
 #include "common/tensor/matmul.h"
@@ -9,16 +10,17 @@
 namespace fedge {
 
 struct DemoOptions {
-  std::string model;  // GGUF
-  int threads = 0;    // 0: one, then two
-  int repeat = 9;     // pieces, of which the best counts
+  std::string model;     // GGUF
+  int threads = 0;       // 0: one, then two
+  int repeat = 9;        // pieces, of which the best counts
+  int64_t tokens = 512;  // of a node that shares a pass, as 4 sequences
 };
 
 // Tokens/s of LoRA training (loss, gradient, AdamW), 4 sequences of 128 tokens a step, rank 8 on
 // all linears; 0 when the model is not where it is looked for.
 double DemoTokensPerSecond(const DemoOptions& options, Precision precision, int threads);
 
-// A table: nodes of 4 x 128 tokens each, their gradients in one pass through the base, next to a
+// A table: nodes with 4 sequences each, their gradients in one pass through the base, next to a
 // pass each. Pieces of both are taken in turn.
 void PrintSharedPasses(const DemoOptions& options);
 

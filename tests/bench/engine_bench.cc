@@ -45,7 +45,8 @@ struct Options {
 };
 
 DemoOptions DemoOf(const Options& options) {
-  return {options.model, options.threads, options.repeat};
+  return {options.model, options.threads, options.repeat,
+          options.tokens == 0 ? 512 : options.tokens};
 }
 
 std::vector<float> RandomFloats(int64_t count, uint64_t seed) {
