@@ -50,6 +50,10 @@ absl::Status ParseTraining(const v1::TrainingPlan& plan, const BaseModel& base, 
   const float ratio = plan.lora_plus_ratio() == 0 ? 1.0f : plan.lora_plus_ratio();
   if (!Within(ratio, 1e-3, 1e3)) return OutOfBounds("lora_plus_ratio", ratio, "[0.001, 1000]");
   task->training.lora_plus_ratio = ratio;
+  if (!Within(plan.lora_dropout(), 0, 0.99)) {
+    return OutOfBounds("lora_dropout", plan.lora_dropout(), "[0, 0.99]");
+  }
+  task->training.lora_dropout = plan.lora_dropout();
   task->training.steps = plan.steps();
   task->training.batch_size = plan.batch_size();
   task->training.length = plan.length();
@@ -121,12 +125,12 @@ absl::StatusOr<LoraSpec> LoraSpecFromProto(const v1::LoraSpecProto& proto) {
     modules[i].in_features = from.in_features();
     modules[i].out_features = from.out_features();
     modules[i].rank = from.rank();
+    modules[i].first_row = from.first_row();
+    modules[i].tensor_rows = from.tensor_rows();
   }
   return LoraSpec::Create(proto.architecture(), proto.alpha(), std::move(modules));
 }
 
-    modules[i].first_row = from.first_row();
-    modules[i].tensor_rows = from.tensor_rows();
 absl::StatusOr<Task> ParseTask(const v1::Assignment& assignment, const std::string& node_id,
                                const BaseModel& base) {
   ASSIGN_OR_RETURN(const Digest wanted, DigestFromRaw(assignment.base_model_sha256()));

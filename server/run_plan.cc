@@ -356,14 +356,14 @@ void FillAssignment(const RunPlan& plan, v1::Assignment& assignment) {
     spec.set_in_features(static_cast<uint32_t>(module.in_features));
     spec.set_out_features(static_cast<uint32_t>(module.out_features));
     spec.set_rank(static_cast<uint32_t>(module.rank));
+    spec.set_first_row(static_cast<uint32_t>(module.first_row));
+    spec.set_tensor_rows(static_cast<uint32_t>(module.tensor_rows));
   }
   v1::TrainingPlan& training = *assignment.mutable_training();
   training.set_steps(static_cast<uint32_t>(plan.steps));
   training.set_batch_size(static_cast<uint32_t>(plan.batch_size));
   training.set_length(static_cast<uint32_t>(plan.length));
   training.set_learning_rate(plan.learning_rate);
-    spec.set_first_row(static_cast<uint32_t>(module.first_row));
-    spec.set_tensor_rows(static_cast<uint32_t>(module.tensor_rows));
   training.set_clip_norm(plan.clip_norm);
   training.set_weight_decay(plan.weight_decay);
   training.set_completion_weight(plan.completion_weight);

@@ -51,6 +51,10 @@ struct LoraTargets {
   int64_t last_layer = -1;
 };
 
+// Sets the layers of `targets` from "FIRST-LAST", "FIRST-" or one layer, counted from 0.
+// InvalidArgument for anything else; whether a model has these layers is MakeLoraSpec's to say.
+absl::Status ParseLayerRange(absl::string_view text, LoraTargets& targets);
+
 // Immutable, thread-safe, shared by all virtual nodes of a process.
 class BaseModel {
  public:

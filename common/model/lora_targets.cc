@@ -3,7 +3,9 @@
 #include <array>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "common/base/status.h"
 #include "common/model/base_model.h"
 
@@ -121,6 +123,21 @@ bool IsLinear(const LoraModule& module, const FoundLinear& found, const ModelCon
 
 }  // namespace
 
+absl::Status ParseLayerRange(absl::string_view text, LoraTargets& targets) {
+  const std::vector<std::string> ends = absl::StrSplit(text, '-');
+  const bool to_the_last = ends.size() == 2 && ends[1].empty();
+  int64_t first = 0, last = -1;
+  const bool ok = ends.size() <= 2 && absl::SimpleAtoi(ends[0], &first) && first >= 0 &&
+                  (to_the_last || absl::SimpleAtoi(ends.back(), &last));
+  if (!ok) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("\"", text, "\": write FIRST-LAST, FIRST- or one layer, from 0 on"));
+  }
+  targets.first_layer = first;
+  targets.last_layer = last;
+  return absl::OkStatus();
+}
+
 absl::StatusOr<LoraSpec> BaseModel::MakeLoraSpec(const LoraTargets& targets) const {
   ASSIGN_OR_RETURN(const WantedModules wanted, ParseModules(targets.modules));
   ASSIGN_OR_RETURN(const auto range, LayerRange(targets, config_.block_count));
@@ -137,6 +154,8 @@ absl::StatusOr<LoraSpec> BaseModel::MakeLoraSpec(const LoraTargets& targets) con
     module.in_features = matrix.cols;
     module.out_features = part.rows;
     module.rank = targets.rank;
+    module.first_row = part.first_row;
+    module.tensor_rows = part.rows == matrix.rows ? 0 : matrix.rows;
     modules.push_back(std::move(module));
   };
   for (int64_t i = range.first; i <= range.second; ++i) {
@@ -158,8 +177,6 @@ absl::StatusOr<LoraSpec> BaseModel::MakeLoraSpec(const LoraTargets& targets) con
 
 absl::Status BaseModel::CheckAdapter(const LoraSpec& spec) const {
   if (spec.architecture() != config_.architecture) {
-    module.first_row = part.first_row;
-    module.tensor_rows = part.rows == matrix.rows ? 0 : matrix.rows;
     return absl::FailedPreconditionError(
         absl::StrCat("the adapter is for architecture \"", spec.architecture(), "\", the base ",
                      file_->path(), " is \"", config_.architecture, "\""));
@@ -178,13 +195,13 @@ absl::Status BaseModel::CheckAdapter(const LoraSpec& spec) const {
           "the adapter's module for tensor ", module.tensor, " maps ", module.in_features, " to ",
           rows, " features, the base ", file_->path(), " maps ", matrix.cols, " to ", matrix.rows));
     }
-  }
-  return absl::OkStatus();
-}
-
-}  // namespace fedge
     if (IsLinear(module, found, config_)) continue;
     return absl::FailedPreconditionError(
         absl::StrCat("the adapter changes ", module.out_features, " rows from ", module.first_row,
                      " on of tensor ", module.tensor,
                      ", which are no linear layer of their own in ", file_->path()));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace fedge

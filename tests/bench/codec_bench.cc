@@ -21,6 +21,7 @@ namespace fedge {
 namespace {
 
 using testing::FlatLayout;
+using testing::FlatSpec;
 using testing::RandomDelta;
 using testing::SampleHeader;
 
@@ -115,10 +116,14 @@ void BM_Decode(benchmark::State& state) {
 // One node's share of a round on the server after decoding.
 void BM_Accumulate(benchmark::State& state) {
   const std::vector<float>& delta = Delta(state.range(0));
-  UpdateAggregator aggregator(state.range(0));
+  const LoraSpec spec = FlatSpec(delta.size());
+  const SliceLayout layout = SliceLayout::Whole(spec);
+  UpdateAggregator aggregator(spec);
   const SteadyTime start = std::chrono::steady_clock::now();
   for (auto _ : state) {
-    if (!aggregator.Accumulate(delta, 100).ok()) aggregator = UpdateAggregator(state.range(0));
+    if (!aggregator.Accumulate({.layout = &layout, .values = delta}, 100).ok()) {
+      aggregator = UpdateAggregator(spec);
+    }
   }
   Report(state, 0, start);
 }

@@ -342,6 +342,33 @@ TEST_F(ParticipantTest, RefusesPlansBeyondItsLimits) {
   task = server_.answer.assignment();
   task.mutable_lora()->mutable_modules(0)->set_in_features(77);
   EXPECT_EQ(refused(task).code(), absl::StatusCode::kFailedPrecondition);
+  task = server_.answer.assignment();
+  task.mutable_lora()->mutable_modules(0)->set_first_row(3);
+  EXPECT_EQ(refused(task).code(), absl::StatusCode::kInvalidArgument);
+  task = server_.answer.assignment();
+  task.mutable_training()->set_lora_dropout(1);
+  EXPECT_EQ(refused(task).message(),
+            "assignment: lora_dropout 1 is not within [0, 0.99]; are server and client of the same "
+            "version?");
+  task.mutable_training()->set_lora_dropout(0.25f);
+  EXPECT_EQ(ParseTask(task, "alpha", *base_)->training.lora_dropout, 0.25f);
+}
+
+TEST_F(ParticipantTest, ReadsModulesOnPartsOfATensor) {
+  v1::LoraSpecProto proto;
+  proto.set_architecture("phi3");
+  proto.set_alpha(4);
+  v1::LoraModuleSpec& module = *proto.add_modules();
+  module.set_tensor("blk.0.attn_qkv.weight");
+  module.set_in_features(32);
+  module.set_out_features(16);
+  module.set_rank(2);
+  module.set_first_row(48);
+  module.set_tensor_rows(64);
+  const auto spec = LoraSpecFromProto(proto);
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(spec->FindPart("blk.0.attn_qkv.weight", 48), 0);
+  EXPECT_EQ(spec->modules()[0].tensor_rows, 64);
 }
 
 TEST_F(ParticipantTest, AnAdapterOfAnotherVersionIsRefused) {

@@ -6,10 +6,8 @@
 #include <optional>
 #include <utility>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_split.h"
 #include "common/base/process_memory.h"
 #include "common/base/status.h"
 #include "common/base/thread_pool.h"
@@ -60,24 +58,14 @@ absl::StatusOr<Split> ReadSplit(const FinetuneOptions& options, const Tokenizer&
   return split;
 }
 
-absl::Status ParseLayers(absl::string_view text, LoraTargets& targets) {
-  if (text.empty()) return absl::OkStatus();
-  const std::vector<std::string> ends = absl::StrSplit(text, '-');
-  targets.last_layer = -1;
-  const bool ok =
-      ends.size() <= 2 && absl::SimpleAtoi(ends[0], &targets.first_layer) &&
-      (ends.size() == 2 && ends[1].empty() ? true
-                                           : absl::SimpleAtoi(ends.back(), &targets.last_layer));
-  if (ok && targets.first_layer >= 0) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("--layers ", text, ": write FIRST-LAST, FIRST- or one layer, from 0 on"));
-}
-
 // The spec of a new adapter of `rank`: fewer ranks than asked for keep their strength.
 absl::StatusOr<LoraSpec> NewSpec(const FinetuneOptions& options, const BaseModel& model,
                                  int64_t rank) {
   LoraTargets targets = options.targets;
-  RETURN_IF_ERROR(ParseLayers(options.layers, targets));
+  if (!options.layers.empty()) {
+    const absl::Status layers = ParseLayerRange(options.layers, targets);
+    if (!layers.ok()) return Annotate(layers, "--layers");
+  }
   targets.rank = rank;
   targets.alpha *= options.rslora
                        ? std::sqrt(static_cast<float>(rank))
