@@ -257,15 +257,14 @@ absl::Status Participant::Encode(const Task& task, absl::Span<const float> delta
   header.layout_hash = task.lora.layout_hash();
   header.base_model = parts_.base->sha256();
   ASSIGN_OR_RETURN(const SliceLayout layout, SliceLayout::Create(task.lora, task.training.slice));
-  const auto parameters = static_cast<uint64_t>(task.lora.num_parameters());
   Outgoing outgoing;
   if (task.error_feedback) {
-    outgoing.feedback.emplace(header.layout_hash, header.base_model, parameters);
+    outgoing.feedback.emplace(task.lora, header.base_model, task.frame, task.feedback);
     if (!state.error_feedback.empty()) {
-      // A residual of another adapter shape has no place in this one; the node starts afresh.
+      // A residual of another frame or base has no place in this one; the node starts afresh.
       const absl::Status restored = outgoing.feedback->Restore(state.error_feedback);
       if (!restored.ok()) {
-        outgoing.feedback.emplace(header.layout_hash, header.base_model, parameters);
+        outgoing.feedback.emplace(task.lora, header.base_model, task.frame, task.feedback);
       }
     }
     ASSIGN_OR_RETURN(outgoing.bytes, outgoing.feedback->Prepare(delta, layout, header, task.codec));

@@ -95,6 +95,13 @@ absl::Status ParseCodec(const v1::CodecPlan& plan, Task* task) {
   task->codec.stochastic = plan.stochastic();
   RETURN_IF_ERROR(Annotate(CheckEncodeOptions(task->codec), "assignment"));
   task->error_feedback = plan.error_feedback();
+  task->codec.budget_bytes = plan.budget_bytes();
+  if (!Within(plan.residual_norm_ratio(), 0, 1e9)) {
+    return OutOfBounds("residual_norm_ratio", plan.residual_norm_ratio(), "[0, 1e9]");
+  }
+  task->feedback.full_rounds = plan.residual_rounds();
+  task->feedback.max_norm_ratio = plan.residual_norm_ratio();
+  task->frame = plan.frame();
   return absl::OkStatus();
 }
 

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "common/adapter/lora_adapter.h"
+#include "common/codec/error_feedback.h"
 #include "common/codec/update_codec.h"
 #include "common/model/base_model.h"
 #include "common/training/trainer.h"
@@ -30,6 +31,8 @@ struct Task {
   uint64_t split_seed = 0;
   EncodeOptions codec;
   bool error_feedback = true;
+  ErrorFeedbackOptions feedback;
+  uint64_t frame = 0;  // of the adapter's coordinates: a residual of another one is dropped
   absl::Duration deadline;
 };
 

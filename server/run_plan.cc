@@ -102,6 +102,42 @@ void FillTraining(const v1::TrainingConfig& training, Limits& limits, RunPlan& p
   limits.Within("run.training.validation_fraction", plan.validation_fraction, 0.0, 0.9);
 }
 
+struct LinkClass {
+  absl::string_view name;
+  uint64_t budget_bytes;  // of an update: some minutes of a usual line's time
+};
+constexpr LinkClass kLinkClasses[] = {{"lora-radio", 4000},
+                                      {"nb-iot", 24'000},
+                                      {"lte-m", 100'000},
+                                      {"3g", 400'000},
+                                      {"wifi", 4'000'000}};
+
+void FillBudget(const v1::CodecConfig& codec, Limits& limits, RunPlan& plan) {
+  const int given = codec.has_budget_bytes() + codec.has_budget_bytes_per_day() + codec.has_link();
+  if (given == 0) return;
+  uint64_t& budget = plan.codec.budget_bytes;
+  if (given > 1) {
+    limits.Fail("run.codec: give one of budget_bytes, budget_bytes_per_day and link");
+  }
+  if (plan.codec.support == UpdateSupport::kDense) {
+    limits.Fail("run.codec: a budget needs top-k or seeded, dense sends every value");
+  }
+  budget = codec.budget_bytes();
+  if (codec.has_budget_bytes_per_day()) {
+    const double rounds = absl::FDivDuration(absl::Hours(24), plan.round_deadline);
+    budget = static_cast<uint64_t>(static_cast<double>(codec.budget_bytes_per_day()) /
+                                   std::max(rounds, 1.0));
+  }
+  for (const LinkClass& link : kLinkClasses) {
+    if (codec.link() == link.name) budget = link.budget_bytes;
+  }
+  if (codec.has_link() && budget == 0) {
+    limits.Fail(absl::StrCat("run.codec.link: '", codec.link(),
+                             "' is not known; use lora-radio, nb-iot, lte-m, 3g or wifi"));
+  }
+  limits.AtLeast<uint64_t>("run.codec: a budget of bytes a round", budget, 256);
+}
+
 void FillCodec(const v1::CodecConfig& codec, Limits& limits, RunPlan& plan) {
   if (codec.has_support()) {
     if (codec.support() == "dense") {
@@ -125,6 +161,14 @@ void FillCodec(const v1::CodecConfig& codec, Limits& limits, RunPlan& plan) {
   plan.codec.per_run = codec.per_run();
   plan.codec.stochastic = codec.stochastic();
   plan.shared_support = codec.shared_support();
+  plan.warmup_rounds = codec.warmup_rounds();
+  limits.AtMost<int64_t>("run.codec.warmup_rounds", plan.warmup_rounds, 1'000'000);
+  if (codec.has_residual_rounds()) plan.feedback.full_rounds = codec.residual_rounds();
+  if (codec.has_residual_norm_ratio()) {
+    plan.feedback.max_norm_ratio = codec.residual_norm_ratio();
+  }
+  limits.Within("run.codec.residual_norm_ratio", plan.feedback.max_norm_ratio, 0.0, 1e9);
+  FillBudget(codec, limits, plan);
   const bool complete = dense && bits == 16;  // nothing is left out, so nothing is kept
   plan.error_feedback = !complete && !codec.no_error_feedback();
   if (plan.codec.stochastic && plan.error_feedback) {
@@ -334,8 +378,10 @@ absl::StatusOr<RunPlan> MakeRunPlan(const v1::ServerConfig& config, LoraSpec lor
     limits.Within<uint32_t>("keep_versions", config.keep_versions(), 2, 1'000'000);
   }
   RETURN_IF_ERROR(limits.status());
+  EncodeOptions widest = plan.codec;
+  widest.density = CodecDensity(plan, 0);
   plan.max_update_bytes =
-      EncodedSizeBound(static_cast<uint64_t>(plan.lora.num_parameters()), plan.codec);
+      EncodedSizeBound(static_cast<uint64_t>(plan.lora.num_parameters()), widest);
   if (config.has_max_update_bytes()) {
     limits.AtLeast<uint64_t>("max_update_bytes", config.max_update_bytes(), 1024);
     plan.max_update_bytes = std::min<uint64_t>(plan.max_update_bytes, config.max_update_bytes());
@@ -380,6 +426,9 @@ void FillAssignment(const RunPlan& plan, v1::Assignment& assignment) {
   codec.set_per_run(plan.codec.per_run);
   codec.set_stochastic(plan.codec.stochastic);
   codec.set_shared_support(plan.shared_support);
+  codec.set_budget_bytes(plan.codec.budget_bytes);
+  codec.set_residual_rounds(static_cast<uint32_t>(plan.feedback.full_rounds));
+  codec.set_residual_norm_ratio(plan.feedback.max_norm_ratio);
 }
 
 AdapterSlice SliceOf(const RunPlan& plan, uint64_t version) {
@@ -433,6 +482,15 @@ void FillSlice(const AdapterSlice& slice, v1::AdapterSliceProto& proto) {
   proto.set_factors(static_cast<v1::AdapterSliceProto::Factors>(slice.factors));
   proto.set_first_component(static_cast<uint32_t>(slice.first_component));
   proto.set_end_component(static_cast<uint32_t>(slice.end_component));
+}
+
+double CodecDensity(const RunPlan& plan, uint64_t version) {
+  constexpr double kFirst = 0.25;
+  const double density = plan.codec.density;
+  const auto rounds = static_cast<double>(plan.warmup_rounds);
+  const double left = rounds - static_cast<double>(version);
+  if (left <= 0 || density >= kFirst) return density;
+  return density * std::pow(kFirst / density, left / rounds);
 }
 
 float LocalLearningRate(const RunPlan& plan, uint64_t version) {

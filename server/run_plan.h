@@ -11,6 +11,7 @@
 #include "common/adapter/adapter_slice.h"
 #include "common/adapter/lora_adapter.h"
 #include "common/base/digest.h"
+#include "common/codec/error_feedback.h"
 #include "common/codec/update_codec.h"
 #include "common/training/adapter_init.h"
 #include "server/outer_optimizer.h"
@@ -72,6 +73,8 @@ struct RunPlan {
   double validation_fraction = 0.1;
   EncodeOptions codec;
   bool error_feedback = true;
+  ErrorFeedbackOptions feedback;
+  int64_t warmup_rounds = 0;    // the density falls to codec.density over so many
   bool shared_support = false;  // of a seeded support: the same for all nodes of a round
   // What becomes of the updates.
   AggregationMode aggregation = AggregationMode::kFactorAveraging;
@@ -115,6 +118,10 @@ AdapterSlice NodeSlice(const RunPlan& plan, uint64_t version, absl::string_view 
 // Whether `slice` is what NodeSlice gives some node for `version`.
 bool IsPlannedSlice(const RunPlan& plan, uint64_t version, const AdapterSlice& slice);
 void FillSlice(const AdapterSlice& slice, v1::AdapterSliceProto& proto);
+
+// The density of a round that starts from `version`: from 0.25 down to the plan's, by the same
+// factor each round of the warm-up (Lin et al. 2018).
+double CodecDensity(const RunPlan& plan, uint64_t version);
 
 // The local learning rate of a task that starts from `version`: local training is noisy, and the
 // noise of the last rounds would stay in the adapter.

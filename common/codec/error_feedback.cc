@@ -1,6 +1,8 @@
 #include "common/codec/error_feedback.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <utility>
 
 #include "common/base/byte_io.h"
@@ -11,7 +13,7 @@ namespace fedge {
 namespace {
 
 constexpr absl::string_view kMagic = "FDGR";
-constexpr uint8_t kStateVersion = 1;
+constexpr uint8_t kStateVersion = 2;
 
 void WriteHalves(absl::Span<const float> values, ByteWriter& writer) {
   for (const float value : values) writer.Write<uint16_t>(FloatToHalf(value));
@@ -27,19 +29,91 @@ bool ReadHalves(ByteReader& reader, absl::Span<float> values) {
   return finite && reader.ok();
 }
 
+absl::Status Damaged(absl::string_view what) {
+  return absl::DataLossError(
+      absl::StrCat("error-feedback state: ", what, "; delete the file to start without it"));
+}
+
+// The components that both adapters have of the modules that both have.
+std::vector<float> CommonComponents(const LoraSpec& from, absl::Span<const float> values,
+                                    const LoraSpec& to) {
+  std::vector<float> result(static_cast<size_t>(to.num_parameters()));
+  for (const LoraModule& module : to.modules()) {
+    const int64_t found = from.Find(module.tensor);
+    if (found < 0) continue;
+    const LoraModule& source = from.modules()[static_cast<size_t>(found)];
+    if (source.in_features != module.in_features || source.out_features != module.out_features) {
+      continue;
+    }
+    const int64_t rank = std::min(source.rank, module.rank);
+    std::copy_n(values.data() + source.offset, rank * module.in_features,
+                result.data() + module.offset);
+    std::copy_n(values.data() + source.offset + source.a_size(), rank * module.out_features,
+                result.data() + module.offset + module.a_size());
+  }
+  return result;
+}
+
 }  // namespace
 
-ErrorFeedback::ErrorFeedback(const Digest& layout_hash, const Digest& base_model,
-                             uint64_t num_parameters)
-    : layout_hash_(layout_hash),
+struct ErrorFeedback::SavedState {
+  Digest base_model;
+  uint64_t frame = 0;
+  uint64_t round = 0;
+  uint64_t pending_round = 0;
+  LoraSpec spec;  // shapes and layout hash only matter
+  Digest layout_hash;
+  std::vector<float> residual;
+  std::vector<float> pending;
+};
+
+ErrorFeedback::ErrorFeedback(const LoraSpec& spec, const Digest& base_model, uint64_t frame,
+                             const ErrorFeedbackOptions& options)
+    : spec_(spec),
       base_model_(base_model),
-      residual_(static_cast<size_t>(num_parameters)) {}
+      frame_(frame),
+      options_(options),
+      residual_(static_cast<size_t>(spec.num_parameters())) {}
+
+double ErrorFeedback::ReplayedShare(uint64_t round) const {
+  if (options_.full_rounds == 0 || round <= round_) return 1;
+  const auto full = static_cast<double>(options_.full_rounds);
+  const double away = static_cast<double>(round - round_);
+  return std::clamp(2 - away / full, 0.0, 1.0);
+}
+
+std::vector<float> ErrorFeedback::AddResidual(absl::Span<const float> delta,
+                                              const SliceLayout& layout, uint64_t round) const {
+  std::vector<float> sum = residual_;
+  const auto share = static_cast<float>(ReplayedShare(round));
+  if (share < 1) {
+    for (float& value : sum) value *= share;
+  }
+  double held = 0;
+  double moved = 0;
+  for (const SliceRun& run : layout.runs()) {
+    const auto end = static_cast<size_t>(run.offset + run.size);
+    for (auto i = static_cast<size_t>(run.offset); i < end; ++i) {
+      held += static_cast<double>(sum[i]) * sum[i];
+      moved += static_cast<double>(delta[i]) * delta[i];
+    }
+  }
+  const double most = options_.max_norm_ratio * options_.max_norm_ratio * moved;
+  const bool cap = options_.max_norm_ratio > 0 && moved > 0 && held > most;
+  const float factor = cap ? static_cast<float>(std::sqrt(most / held)) : 1.0f;
+  for (const SliceRun& run : layout.runs()) {
+    const auto end = static_cast<size_t>(run.offset + run.size);
+    for (auto i = static_cast<size_t>(run.offset); i < end; ++i)
+      sum[i] = sum[i] * factor + delta[i];
+  }
+  return sum;
+}
 
 absl::StatusOr<std::string> ErrorFeedback::Prepare(absl::Span<const float> delta,
                                                    const SliceLayout& layout,
                                                    const UpdateHeader& header,
                                                    const EncodeOptions& options) {
-  if (header.layout_hash != layout_hash_ || header.base_model != base_model_) {
+  if (header.layout_hash != spec_.layout_hash() || header.base_model != base_model_) {
     return absl::FailedPreconditionError(
         "the update is for another adapter layout or base model than the residual");
   }
@@ -48,83 +122,119 @@ absl::StatusOr<std::string> ErrorFeedback::Prepare(absl::Span<const float> delta
     return absl::InvalidArgumentError(
         absl::StrCat("the update has ", delta.size(), " values, the residual ", residual_.size()));
   }
-  std::vector<float> sum = residual_;
-  for (const SliceRun& run : layout.runs()) {
-    for (int64_t i = run.offset; i < run.offset + run.size; ++i) {
-      sum[static_cast<size_t>(i)] += delta[static_cast<size_t>(i)];
-    }
-  }
+  std::vector<float> sum = AddResidual(delta, layout, header.round);
   ASSIGN_OR_RETURN(std::string bytes,
                    EncodeUpdate(sum, layout, header, options, absl::MakeSpan(sum)));
   // As it will come back from disk.
   for (float& value : sum) value = HalfToFloat(FloatToHalf(value));
   pending_ = std::move(sum);
+  pending_round_ = header.round;
   return bytes;
 }
 
 void ErrorFeedback::Commit() {
   FEDGE_CHECK(has_pending(), "Commit without Prepare");
   residual_ = std::exchange(pending_, {});
+  round_ = std::exchange(pending_round_, 0);
 }
 
-void ErrorFeedback::Discard() { pending_ = {}; }
+void ErrorFeedback::Discard() {
+  pending_ = {};
+  pending_round_ = 0;
+}
 
 std::string ErrorFeedback::Serialize() const {
   ByteWriter writer;
   writer.WriteBytes(kMagic);
   writer.Write<uint8_t>(kStateVersion);
   writer.Write<uint8_t>(has_pending() ? 1 : 0);
-  writer.Write<uint16_t>(0);
-  writer.Write<uint64_t>(residual_.size());
-  writer.WriteBytes(layout_hash_.Raw());
+  writer.Write<uint16_t>(static_cast<uint16_t>(spec_.modules().size()));
+  writer.WriteBytes(spec_.layout_hash().Raw());
   writer.WriteBytes(base_model_.Raw());
+  writer.Write<uint64_t>(frame_);
+  writer.Write<uint64_t>(round_);
+  writer.Write<uint64_t>(pending_round_);
+  for (const LoraModule& module : spec_.modules()) {
+    writer.Write<uint16_t>(static_cast<uint16_t>(module.tensor.size()));
+    writer.WriteBytes(module.tensor);
+    writer.Write<uint32_t>(static_cast<uint32_t>(module.in_features));
+    writer.Write<uint32_t>(static_cast<uint32_t>(module.out_features));
+    writer.Write<uint32_t>(static_cast<uint32_t>(module.rank));
+  }
   WriteHalves(residual_, writer);
   WriteHalves(pending_, writer);
   writer.Write<uint32_t>(Crc32c(writer.bytes()));
   return std::move(writer).Take();
 }
 
-absl::Status ErrorFeedback::Restore(absl::string_view bytes) {
-  const auto damaged = [](absl::string_view what) {
-    return absl::DataLossError(
-        absl::StrCat("error-feedback state: ", what, "; delete the file to start without it"));
-  };
+absl::StatusOr<ErrorFeedback::SavedState> ErrorFeedback::Parse(absl::string_view bytes) {
   ByteReader reader(bytes);
-  if (reader.ReadBytes(kMagic.size()) != kMagic) return damaged("not such a file");
+  if (reader.ReadBytes(kMagic.size()) != kMagic) return Damaged("not such a file");
   const uint8_t version = reader.Read<uint8_t>();
   if (reader.ok() && version != kStateVersion) {
     return absl::UnimplementedError(absl::StrCat("error-feedback state: version ", version,
                                                  " is not the supported ", kStateVersion));
   }
-  const uint8_t pending_flag = reader.Read<uint8_t>();
-  const uint16_t reserved = reader.Read<uint16_t>();
-  const uint64_t count = reader.Read<uint64_t>();
-  const absl::string_view layout = reader.ReadBytes(layout_hash_.bytes.size());
-  const absl::string_view base = reader.ReadBytes(base_model_.bytes.size());
-  if (!reader.ok()) return damaged("cut off");
+  constexpr size_t kCrcBytes = sizeof(uint32_t);
+  if (reader.remaining() < kCrcBytes) return Damaged("cut off");
+  const absl::string_view body = bytes.substr(0, bytes.size() - kCrcBytes);
   uint32_t crc = 0;
-  if (reader.remaining() < sizeof(crc)) return damaged("cut off");
-  ByteReader tail(bytes.substr(bytes.size() - sizeof(crc)));
-  crc = tail.Read<uint32_t>();
-  if (crc != Crc32c(bytes.substr(0, bytes.size() - sizeof(crc)))) {
-    return damaged("the checksum does not match");
+  std::memcpy(&crc, bytes.data() + body.size(), kCrcBytes);
+  if (crc != Crc32c(body)) return Damaged("the checksum does not match");
+  SavedState state;
+  const uint8_t pending_flag = reader.Read<uint8_t>();
+  const uint16_t num_modules = reader.Read<uint16_t>();
+  const absl::string_view layout = reader.ReadBytes(state.layout_hash.bytes.size());
+  const absl::string_view base = reader.ReadBytes(state.base_model.bytes.size());
+  state.frame = reader.Read<uint64_t>();
+  state.round = reader.Read<uint64_t>();
+  state.pending_round = reader.Read<uint64_t>();
+  std::vector<LoraModule> modules;
+  for (uint16_t i = 0; i < num_modules && reader.ok(); ++i) {
+    LoraModule& module = modules.emplace_back();
+    module.tensor = std::string(reader.ReadBytes(reader.Read<uint16_t>()));
+    module.in_features = reader.Read<uint32_t>();
+    module.out_features = reader.Read<uint32_t>();
+    module.rank = reader.Read<uint32_t>();
   }
-  if (count != residual_.size() || layout != layout_hash_.Raw() || base != base_model_.Raw()) {
+  if (!reader.ok()) return Damaged("its head is cut off");
+  std::memcpy(state.layout_hash.bytes.data(), layout.data(), layout.size());
+  std::memcpy(state.base_model.bytes.data(), base.data(), base.size());
+  absl::StatusOr<LoraSpec> spec = LoraSpec::Create("saved", 1, std::move(modules));
+  if (!spec.ok()) return Damaged("its modules are none");
+  state.spec = *std::move(spec);
+  const auto count = static_cast<uint64_t>(state.spec.num_parameters());
+  if (pending_flag > 1 || reader.remaining() != 2 * count * (1 + pending_flag) + kCrcBytes) {
+    return Damaged("its length contradicts its head");
+  }
+  state.residual.resize(count);
+  state.pending.resize(pending_flag == 1 ? count : 0);
+  if (!ReadHalves(reader, absl::MakeSpan(state.residual)) ||
+      !ReadHalves(reader, absl::MakeSpan(state.pending))) {
+    return Damaged("a value is not finite");
+  }
+  return state;
+}
+
+absl::Status ErrorFeedback::Restore(absl::string_view bytes) {
+  ASSIGN_OR_RETURN(SavedState state, Parse(bytes));
+  if (state.base_model != base_model_) {
+    return absl::FailedPreconditionError("error-feedback state: made for another base model");
+  }
+  if (state.frame != frame_) {
     return absl::FailedPreconditionError(
-        "error-feedback state: made for another adapter layout or base model");
+        absl::StrCat("error-feedback state: of frame ", state.frame, ", the adapter is in frame ",
+                     frame_, "; what it holds has no place there"));
   }
-  const uint64_t copies = 1 + uint64_t{pending_flag};
-  if (pending_flag > 1 || reserved != 0 || reader.remaining() != copies * 2 * count + sizeof(crc)) {
-    return damaged("its length contradicts its head");
+  if (state.layout_hash == spec_.layout_hash() && state.residual.size() == residual_.size()) {
+    residual_ = std::move(state.residual);
+    pending_ = std::move(state.pending);
+    pending_round_ = state.pending_round;
+  } else {
+    residual_ = CommonComponents(state.spec, state.residual, spec_);
+    Discard();
   }
-  std::vector<float> residual(residual_.size());
-  std::vector<float> pending(pending_flag == 1 ? residual_.size() : 0);
-  if (!ReadHalves(reader, absl::MakeSpan(residual)) ||
-      !ReadHalves(reader, absl::MakeSpan(pending))) {
-    return damaged("a value is not finite");
-  }
-  residual_ = std::move(residual);
-  pending_ = std::move(pending);
+  round_ = state.round;
   return absl::OkStatus();
 }
 

@@ -5,6 +5,13 @@
 // residual of before Prepare. The lost delta itself is not kept: it was trained from an adapter
 // that never received it, and the next round trains from a fresh one.
 //
+// A residual is worth replaying in the frame and near the time it was computed in:
+//  - it is tagged with base model, layout and frame (a server that rotates the adapter's
+//    coordinates counts the frame up); of another frame or base it is dropped, of another rank the
+//    components that both have are kept,
+//  - a node that was away for long replays less of it, and never more than a few deltas' worth,
+//  - coordinates outside an update's slice keep theirs.
+//
 // Residuals are kept at fp16 precision (multiples of 2^-24 at the least), in memory as on disk, so
 // that a restart changes no byte of later updates.
 //
@@ -20,15 +27,25 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "common/adapter/adapter_slice.h"
 #include "common/base/digest.h"
 #include "common/codec/update_codec.h"
 
 namespace fedge {
 
+struct ErrorFeedbackOptions {
+  // Of a residual this many rounds old everything is replayed; of one twice as old nothing, in
+  // between linearly less. 0: no decay.
+  uint64_t full_rounds = 25;
+  // The residual's L2 norm inside the slice is at most this many times the delta's. 0: no bound.
+  double max_norm_ratio = 3;
+};
+
 class ErrorFeedback {
  public:
-  // Residuals of another layout or base model are meaningless: the state is tagged with both.
-  ErrorFeedback(const Digest& layout_hash, const Digest& base_model, uint64_t num_parameters);
+  // Nothing held back yet. `frame`: of the coordinates of this adapter.
+  ErrorFeedback(const LoraSpec& spec, const Digest& base_model, uint64_t frame,
+                const ErrorFeedbackOptions& options = {});
 
   // Encodes the slice `layout` of delta + residual (both flat); outside the slice the residual
   // stays as it is. An earlier Prepare that was neither committed nor discarded counts as
@@ -42,17 +59,31 @@ class ErrorFeedback {
   bool has_pending() const { return !pending_.empty(); }
   absl::Span<const float> residual() const { return residual_; }
 
-  // State for disk: tags, residual and pending residual as fp16, CRC32C. Restore replaces the state
-  // or, on error, changes nothing: DataLoss when damaged, Unimplemented for another version,
-  // FailedPrecondition when the tags differ from this object's.
+  // State for disk: tags, the modules' shapes, residual and pending residual as fp16, CRC32C.
+  // Restore replaces the state or, on error, changes nothing: DataLoss when damaged, Unimplemented
+  // for another version, FailedPrecondition for another base model or frame. The state of another
+  // layout gives the components of the modules that both have; its pending update is dropped.
   std::string Serialize() const;
   absl::Status Restore(absl::string_view bytes);
 
  private:
-  Digest layout_hash_;
+  struct SavedState;
+  static absl::StatusOr<SavedState> Parse(absl::string_view bytes);
+
+  // What of the residual is replayed in `round`: 1 down to 0.
+  double ReplayedShare(uint64_t round) const;
+  // The sum that Prepare encodes.
+  std::vector<float> AddResidual(absl::Span<const float> delta, const SliceLayout& layout,
+                                 uint64_t round) const;
+
+  LoraSpec spec_;
   Digest base_model_;
+  uint64_t frame_;
+  ErrorFeedbackOptions options_;
   std::vector<float> residual_;
+  uint64_t round_ = 0;          // of the last committed update; 0: none
   std::vector<float> pending_;  // empty: nothing is pending
+  uint64_t pending_round_ = 0;
 };
 
 }  // namespace fedge

@@ -2,65 +2,105 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "common/adapter/lora_adapter.h"
 #include "common/base/byte_io.h"
 #include "common/base/status.h"
 #include "common/codec/magnitude_selection.h"
-#include "common/codec/sparse_payload.h"
+#include "common/codec/position_coder.h"
+#include "common/codec/rate_control.h"
 #include "common/codec/update_header.h"
-#include "common/tensor/quantize.h"
+#include "common/codec/update_payload.h"
 
 namespace fedge {
 namespace {
 
-constexpr float kLargestHalf = 65504;
-
-// How many values top-k sends at most.
-uint64_t SentCount(uint64_t num_parameters, double density) {
-  const double rounded = std::round(density * static_cast<double>(num_parameters));
+// How many values are sent at most.
+uint64_t SentCount(uint64_t num_parameters, const EncodeOptions& options) {
+  if (options.support == UpdateSupport::kDense) return num_parameters;
+  const double rounded = std::round(options.density * static_cast<double>(num_parameters));
   return std::clamp<uint64_t>(static_cast<uint64_t>(rounded), 1, num_parameters);
 }
 
-absl::Status CheckValues(absl::Span<const float> delta) {
-  float largest = 0;
-  bool has_nan = false;
-  for (const float value : delta) {
-    largest = std::max(largest, std::abs(value));
-    has_nan |= value != value;
-  }
-  if (largest <= kLargestHalf && !has_nan) return absl::OkStatus();
-  for (size_t i = 0; i < delta.size(); ++i) {
-    if (std::abs(delta[i]) <= kLargestHalf) continue;
-    return absl::InvalidArgumentError(absl::StrCat("value ", i, " of the update is ", delta[i],
-                                                   "; the format's limit is +-", kLargestHalf,
-                                                   " (did the training diverge?)"));
-  }
-  return absl::InternalError("unreachable");
+// With per_run each run's share is rounded for itself.
+uint64_t SentBound(uint64_t num_parameters, const EncodeOptions& options) {
+  const uint64_t count = SentCount(num_parameters, options);
+  if (options.support != UpdateSupport::kTopK || !options.per_run) return count;
+  return std::min(num_parameters, count + 2 * static_cast<uint64_t>(kMaxLoraModules));
 }
 
-void AppendDensePayload(absl::Span<const float> delta, absl::Span<float> residual,
-                        std::string* out) {
-  const size_t start = out->size();
-  out->resize(start + 2 * delta.size());
-  char* const payload = out->data() + start;
-  for (size_t i = 0; i < delta.size(); ++i) {
-    const uint16_t half = FloatToHalf(delta[i]);
-    std::memcpy(payload + 2 * i, &half, sizeof(half));
-    if (!residual.empty()) residual[i] = delta[i] - HalfToFloat(half);
+// What is sent, before it is quantized. Positions stay empty when that is every coordinate.
+absl::Status Select(absl::Span<const float> delta, const SliceLayout& layout,
+                    const EncodeOptions& options, SelectedValues* sent) {
+  const auto size = static_cast<uint64_t>(layout.size());
+  const uint64_t count = SentCount(size, options);
+  if (options.support == UpdateSupport::kTopK) {
+    RETURN_IF_ERROR(options.per_run ? SelectLargestPerRun(delta, layout, options.density, sent)
+                                    : SelectLargest(delta, layout, count, sent));
+    if (sent->values.size() == size) sent->positions.clear();
+    return absl::OkStatus();
+  }
+  RETURN_IF_ERROR(CheckMagnitudes(delta, layout));
+  if (count == size) {
+    sent->values.resize(size);
+    layout.Gather(delta, absl::MakeSpan(sent->values));
+    return absl::OkStatus();
+  }
+  sent->positions = SeededPositions(options.seed, size, count);
+  sent->values.reserve(count);
+  auto run = layout.runs().begin();
+  int64_t first = 0;
+  for (const uint32_t position : sent->positions) {
+    for (; position >= first + run->size; ++run) first += run->size;
+    sent->values.push_back(delta[static_cast<size_t>(run->offset + position - first)]);
+  }
+  return absl::OkStatus();
+}
+
+// Positions in the slice become coordinates of the flat adapter.
+void MapToFlat(const SliceLayout& layout, std::vector<uint32_t>* positions) {
+  if (layout.whole()) return;
+  size_t i = 0;
+  int64_t first = 0;
+  for (const SliceRun& run : layout.runs()) {
+    const int64_t shift = run.offset - first;
+    first += run.size;
+    for (; i < positions->size() && (*positions)[i] < first; ++i) {
+      (*positions)[i] = static_cast<uint32_t>((*positions)[i] + shift);
+    }
   }
 }
 
-absl::Status ReadDensePayload(absl::string_view payload, absl::Span<float> values) {
-  for (size_t i = 0; i < values.size(); ++i) {
-    uint16_t half = 0;
-    std::memcpy(&half, payload.data() + 2 * i, sizeof(half));
-    values[i] = HalfToFloat(half);
+// visit(flat coordinate, value) for each value, ascending.
+template <typename Visit>
+void ForEachValue(const SliceLayout& layout, absl::Span<const uint32_t> coordinates,
+                  absl::Span<const float> values, const Visit& visit) {
+  const float* value = values.data();
+  if (!coordinates.empty() || values.empty()) {
+    for (const uint32_t coordinate : coordinates) visit(coordinate, *value++);
+    return;
   }
-  for (size_t i = 0; i < values.size(); ++i) {
-    if (std::isfinite(values[i])) continue;
-    return absl::InvalidArgumentError(absl::StrCat("update: value ", i, " is ", values[i]));
+  for (const SliceRun& run : layout.runs()) {
+    const auto end = static_cast<size_t>(run.offset + run.size);
+    for (auto i = static_cast<size_t>(run.offset); i < end; ++i) visit(i, *value++);
+  }
+}
+
+absl::Status CheckExpected(const UpdateHeader& header, const Digest& layout,
+                           const SliceLayout& slice) {
+  if (header.layout_hash != layout) {
+    return absl::FailedPreconditionError(absl::StrCat("update: made for the adapter layout ",
+                                                      header.layout_hash.Hex(), ", the run's is ",
+                                                      layout.Hex()));
+  }
+  if (header.slice != slice.slice()) {
+    return absl::FailedPreconditionError(absl::StrCat("update: of ", DescribeSlice(header.slice),
+                                                      ", the task's slice is ",
+                                                      DescribeSlice(slice.slice())));
+  }
+  if (header.num_parameters != static_cast<uint64_t>(slice.size())) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "update: ", header.num_parameters, " parameters, the run's slice has ", slice.size()));
   }
   return absl::OkStatus();
 }
@@ -95,20 +135,58 @@ absl::Status CheckEncodeOptions(const EncodeOptions& options) {
   return absl::OkStatus();
 }
 
-bool IsDenseHalf(UpdateSupport support, int value_bits) {
-  return support == UpdateSupport::kDense && value_bits == 16;
+EncodeOptions PlanRate(uint64_t budget_bytes, uint64_t num_parameters, EncodeOptions options) {
+  options.budget_bytes = budget_bytes;
+  const double room =
+      8.0 *
+      static_cast<double>(budget_bytes - std::min<uint64_t>(budget_bytes, kUpdateHeaderBytes));
+  const double bits = room / static_cast<double>(std::max<uint64_t>(num_parameters, 1));
+  const bool positions = options.support == UpdateSupport::kTopK;
+  double low = 0;
+  double high = 1;
+  for (int i = 0; i < 40; ++i) {
+    const double middle = (low + high) / 2;
+    const double cost =
+        positions ? FloorBits(middle, options.value_bits) : middle * options.value_bits;
+    (cost <= bits ? low : high) = middle;
+  }
+  const double least = 1 / static_cast<double>(std::max<uint64_t>(num_parameters, 1));
+  options.density = std::max(low, least);
+  return options;
 }
 
 uint64_t EncodedSizeBound(uint64_t num_parameters, const EncodeOptions& options) {
-  if (num_parameters == 0) return kUpdateHeaderBytes;
-  if (!CheckEncodeOptions(options).ok() || options.value_bits == 16) {
-    return kUpdateHeaderBytes + 2 * num_parameters;
+  if (!CheckEncodeOptions(options).ok()) {
+    const EncodeOptions costliest = {.density = 1, .value_bits = 16};
+    return kUpdateHeaderBytes + PayloadBound(num_parameters, num_parameters, costliest);
   }
-  const uint64_t count = options.support == UpdateSupport::kDense
-                             ? num_parameters
-                             : SentCount(num_parameters, options.density);
-  return kUpdateHeaderBytes + SparsePayloadBound(num_parameters, count, options.value_bits);
+  if (options.budget_bytes > 0 && options.support != UpdateSupport::kDense) {
+    return options.budget_bytes;
+  }
+  return kUpdateHeaderBytes +
+         PayloadBound(num_parameters, SentBound(num_parameters, options), options);
 }
+
+namespace {
+
+absl::StatusOr<std::string> EncodeWithinBudget(absl::Span<const float> delta,
+                                               const SliceLayout& layout,
+                                               const UpdateHeader& header, EncodeOptions options,
+                                               absl::Span<float> residual) {
+  const auto size = static_cast<uint64_t>(layout.size());
+  const uint64_t budget = options.budget_bytes;
+  options = PlanRate(budget, size, options);
+  options.budget_bytes = 0;
+  const auto encode = [&](double density) {
+    options.density = density;
+    return EncodeUpdate(delta, layout, header, options, {});
+  };
+  ASSIGN_OR_RETURN(options.density,
+                   FitDensity(budget, kUpdateHeaderBytes, size, options.density, encode));
+  return EncodeUpdate(delta, layout, header, options, residual);
+}
+
+}  // namespace
 
 absl::StatusOr<std::string> EncodeUpdate(absl::Span<const float> delta, const SliceLayout& layout,
                                          UpdateHeader header, const EncodeOptions& options,
@@ -122,33 +200,29 @@ absl::StatusOr<std::string> EncodeUpdate(absl::Span<const float> delta, const Sl
     return absl::InvalidArgumentError(
         absl::StrCat("room for ", residual.size(), " residuals of ", delta.size(), " values"));
   }
-  std::vector<float> sliced(static_cast<size_t>(layout.size()));
-  layout.Gather(delta, absl::MakeSpan(sliced));
-  RETURN_IF_ERROR(CheckValues(sliced));
+  if (options.budget_bytes > 0 && options.support != UpdateSupport::kDense) {
+    return EncodeWithinBudget(delta, layout, header, options, residual);
+  }
+  SelectedValues sent;
+  RETURN_IF_ERROR(Select(delta, layout, options, &sent));
   header.slice = layout.slice();
-  header.num_parameters = sliced.size();
+  header.num_parameters = static_cast<uint64_t>(layout.size());
   header.support = options.support;
   header.value_bits = options.value_bits;
   header.seed = options.support == UpdateSupport::kSeeded ? options.seed : 0;
-  std::vector<float> left(residual.empty() ? 0 : sliced.size());
+  header.num_nonzero = sent.values.size();
   std::string bytes(kUpdateHeaderBytes, '\0');
-  if (IsDenseHalf(options.support, options.value_bits)) {
-    header.num_nonzero = sliced.size();
-    AppendDensePayload(sliced, absl::MakeSpan(left), &bytes);
-  } else {
-    std::vector<uint32_t> sent;
-    if (options.support == UpdateSupport::kTopK && options.value_bits < 16) {
-      sent = SelectLargest(sliced, SentCount(sliced.size(), options.density));
-    } else {
-      return absl::UnimplementedError(
-          absl::StrCat(UpdateSupportName(options.support), " with ", options.value_bits, " bits"));
-    }
-    header.num_nonzero = sent.size();
-    left = residual.empty() ? left : sliced;
-    AppendSparsePayload(sliced, sent, options.value_bits, absl::MakeSpan(left), &bytes);
-  }
-  if (!residual.empty()) layout.Scatter(left, residual);
+  AppendPayload(layout, sent.positions, options, absl::MakeSpan(sent.values), &bytes);
   SealUpdate(header, &bytes);
+  if (residual.empty()) return bytes;
+  if (residual.data() != delta.data()) {
+    for (const SliceRun& run : layout.runs()) {
+      std::copy_n(delta.data() + run.offset, run.size, residual.data() + run.offset);
+    }
+  }
+  MapToFlat(layout, &sent.positions);
+  ForEachValue(layout, sent.positions, sent.values,
+               [&](size_t i, float decoded) { residual[i] -= decoded; });
   return bytes;
 }
 
@@ -156,43 +230,6 @@ absl::StatusOr<UpdateHeader> ReadUpdateHeader(absl::string_view bytes) {
   ASSIGN_OR_RETURN(const WireHeader header, ParseUpdateHeader(bytes));
   return header.update;
 }
-
-namespace {
-
-absl::Status CheckExpected(const UpdateHeader& header, const Digest& layout,
-                           const SliceLayout& slice) {
-  if (header.layout_hash != layout) {
-    return absl::FailedPreconditionError(absl::StrCat("update: made for the adapter layout ",
-                                                      header.layout_hash.Hex(), ", the run's is ",
-                                                      layout.Hex()));
-  }
-  if (header.slice != slice.slice()) {
-    return absl::FailedPreconditionError(absl::StrCat("update: of ", DescribeSlice(header.slice),
-                                                      ", the task's slice is ",
-                                                      DescribeSlice(slice.slice())));
-  }
-  if (header.num_parameters != static_cast<uint64_t>(slice.size())) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "update: ", header.num_parameters, " parameters, the run's slice has ", slice.size()));
-  }
-  return absl::OkStatus();
-}
-
-// Positions in the slice become coordinates of the flat adapter.
-void MapToFlat(const SliceLayout& layout, std::vector<uint32_t>* positions) {
-  if (layout.whole()) return;
-  size_t i = 0;
-  int64_t first = 0;
-  for (const SliceRun& run : layout.runs()) {
-    const int64_t shift = run.offset - first;
-    first += run.size;
-    for (; i < positions->size() && (*positions)[i] < first; ++i) {
-      (*positions)[i] = static_cast<uint32_t>((*positions)[i] + shift);
-    }
-  }
-}
-
-}  // namespace
 
 absl::StatusOr<DecodedUpdate> DecodeUpdate(absl::string_view bytes, const Digest& expected_layout,
                                            const SliceLayout& expected_slice) {
@@ -208,23 +245,9 @@ absl::StatusOr<DecodedUpdate> DecodeUpdate(absl::string_view bytes, const Digest
   }
   DecodedUpdate decoded;
   decoded.header = header.update;
-  if (IsDenseHalf(header.update.support, header.update.value_bits)) {
-    if (payload.size() != 2 * header.update.num_parameters) {
-      return absl::InvalidArgumentError(absl::StrCat("update: ", header.update.num_parameters,
-                                                     " halves in ", payload.size(), " bytes"));
-    }
-    decoded.values.resize(static_cast<size_t>(header.update.num_parameters));
-    RETURN_IF_ERROR(ReadDensePayload(payload, absl::MakeSpan(decoded.values)));
-    return decoded;
-  }
-  RETURN_IF_ERROR(ReadSparsePayload(payload, header.update.num_parameters,
-                                    header.update.num_nonzero, header.update.value_bits,
-                                    &decoded.coordinates, &decoded.values));
-  if (header.update.num_nonzero == header.update.num_parameters) {
-    decoded.coordinates.clear();
-  } else {
-    MapToFlat(expected_slice, &decoded.coordinates);
-  }
+  RETURN_IF_ERROR(
+      ReadPayload(payload, header.update, expected_slice, &decoded.coordinates, &decoded.values));
+  MapToFlat(expected_slice, &decoded.coordinates);
   return decoded;
 }
 
@@ -232,15 +255,8 @@ void AddUpdate(const DecodedUpdate& update, const SliceLayout& layout, float fac
                absl::Span<float> flat) {
   FEDGE_CHECK(static_cast<int64_t>(flat.size()) == layout.adapter_size(), "adapter of ",
               layout.adapter_size(), " values");
-  const float* value = update.values.data();
-  if (!update.coordinates.empty() || update.values.empty()) {
-    for (const uint32_t coordinate : update.coordinates) flat[coordinate] += factor * *value++;
-    return;
-  }
-  for (const SliceRun& run : layout.runs()) {
-    float* const to = flat.data() + run.offset;
-    for (int64_t i = 0; i < run.size; ++i) to[i] += factor * *value++;
-  }
+  ForEachValue(layout, update.coordinates, update.values,
+               [&](size_t i, float value) { flat[i] += factor * value; });
 }
 
 }  // namespace fedge

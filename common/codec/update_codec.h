@@ -39,7 +39,14 @@ struct EncodeOptions {
   bool stochastic = false;
   uint64_t seed = 0;           // of the seeded support; travels in the header
   uint64_t rounding_seed = 0;  // of stochastic rounding: a counter-based stream
+  // Not 0: kTopK and kSeeded choose the density themselves, so that the update is at most this long
+  // and at least 95 % of it, where not every value fits; `density` is then ignored.
+  uint64_t budget_bytes = 0;
 };
+
+// The closed form of the budget: the options with the density at which the entropy of independent
+// positions and values, H(d) + d b, fills `budget_bytes`. EncodeUpdate starts from it.
+EncodeOptions PlanRate(uint64_t budget_bytes, uint64_t num_parameters, EncodeOptions options);
 
 // InvalidArgument for a support, density or width that EncodeUpdate does not know.
 absl::Status CheckEncodeOptions(const EncodeOptions& options);
@@ -69,7 +76,8 @@ uint64_t EncodedSizeBound(uint64_t num_parameters, const EncodeOptions& options)
 // `residual` is not empty (flat too; may be `delta`'s own memory) it receives delta - what the
 // receiver will decode inside the slice and keeps its values outside. Every decoded value is a
 // multiple of 2^-24. InvalidArgument: bad options, sizes that differ, a value of the slice that is
-// not finite or beyond +-65504 (what a half holds); `residual` is untouched then.
+// not finite or beyond +-65504 (what a half holds). ResourceExhausted: not one value fits the
+// budget. `residual` is untouched then.
 absl::StatusOr<std::string> EncodeUpdate(absl::Span<const float> delta, const SliceLayout& layout,
                                          UpdateHeader header, const EncodeOptions& options,
                                          absl::Span<float> residual);

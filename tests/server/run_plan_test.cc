@@ -142,6 +142,38 @@ TEST(RunPlanTest, KeepsAFullCohortOfHeavyNodesWithinTheSum) {
             "run.aggregation.max_examples_per_node: 21475 is above 21474");
 }
 
+TEST(RunPlanTest, TheDensityWarmsUp) {
+  const auto plan = Plan("run: {codec: {density: 0.01, warmup_rounds: 4}}");
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_DOUBLE_EQ(CodecDensity(*plan, 0), 0.25);
+  EXPECT_NEAR(CodecDensity(*plan, 1), 0.1118, 1e-4);
+  EXPECT_NEAR(CodecDensity(*plan, 2), 0.05, 1e-9);
+  EXPECT_NEAR(CodecDensity(*plan, 3), 0.02236, 1e-5);
+  for (const uint64_t version : {4, 5, 1000}) EXPECT_EQ(CodecDensity(*plan, version), 0.01);
+  // The first rounds' updates are let in.
+  EncodeOptions first = plan->codec;
+  first.density = 0.25;
+  EXPECT_EQ(plan->max_update_bytes,
+            EncodedSizeBound(static_cast<uint64_t>(plan->lora.num_parameters()), first));
+}
+
+TEST(RunPlanTest, TakesABudget) {
+  EXPECT_EQ(Plan("run: {codec: {budget_bytes: 5000}}")->codec.budget_bytes, 5000u);
+  EXPECT_EQ(Plan("run: {codec: {budget_bytes: 5000}}")->max_update_bytes, 5000u);
+  EXPECT_EQ(Plan("run: {codec: {link: nb-iot}}")->codec.budget_bytes, 24000u);
+  EXPECT_EQ(Plan("run: {round_deadline_seconds: 3600, codec: {budget_bytes_per_day: 240000}}")
+                ->codec.budget_bytes,
+            10000u);
+  EXPECT_EQ(ErrorOf("run: {codec: {link: pigeon}}"),
+            "run.codec.link: 'pigeon' is not known; use lora-radio, nb-iot, lte-m, 3g or wifi");
+  EXPECT_EQ(ErrorOf("run: {codec: {link: wifi, budget_bytes: 9000}}"),
+            "run.codec: give one of budget_bytes, budget_bytes_per_day and link");
+  EXPECT_EQ(ErrorOf("run: {codec: {support: dense, budget_bytes: 9000}}"),
+            "run.codec: a budget needs top-k or seeded, dense sends every value");
+  EXPECT_EQ(ErrorOf("run: {codec: {budget_bytes: 100}}"),
+            "run.codec: a budget of bytes a round: 100 is below 256");
+}
+
 TEST(RunPlanTest, FillsAssignments) {
   auto plan = Plan("run: {seed: 3, training: {steps: 5}, codec: {no_error_feedback: true}}");
   v1::Assignment assignment;

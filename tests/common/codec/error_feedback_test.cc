@@ -16,26 +16,39 @@ namespace {
 using ::testing::Each;
 using testing::Flat;
 using testing::FlatLayout;
+using testing::FlatSpec;
 using testing::RandomDelta;
 using testing::SampleHeader;
 
 constexpr EncodeOptions kTopTenth = {
     .support = UpdateSupport::kTopK, .density = 0.1, .value_bits = 8};
 
-ErrorFeedback Fresh(size_t size) {
-  return ErrorFeedback(Sha256Of("layout"), Sha256Of("base model"), size);
+// No rule but the two phases.
+constexpr ErrorFeedbackOptions kNoRules = {.full_rounds = 0, .max_norm_ratio = 0};
+
+ErrorFeedback Fresh(size_t size, const ErrorFeedbackOptions& options = kNoRules,
+                    uint64_t frame = 0) {
+  return ErrorFeedback(FlatSpec(size), Sha256Of("base model"), frame, options);
+}
+
+UpdateHeader HeaderOf(const LoraSpec& spec, uint64_t round = 7) {
+  UpdateHeader header = SampleHeader();
+  header.layout_hash = spec.layout_hash();
+  header.round = round;
+  return header;
 }
 
 std::string Prepare(ErrorFeedback& feedback, const std::vector<float>& delta,
-                    const EncodeOptions& options = kTopTenth) {
-  auto bytes = feedback.Prepare(delta, FlatLayout(delta.size()), SampleHeader(), options);
+                    const EncodeOptions& options = kTopTenth, uint64_t round = 7) {
+  auto bytes = feedback.Prepare(delta, FlatLayout(delta.size()),
+                                HeaderOf(FlatSpec(delta.size()), round), options);
   EXPECT_TRUE(bytes.ok()) << bytes.status();
   return bytes.ok() ? *std::move(bytes) : std::string();
 }
 
 std::vector<float> Decode(const std::string& bytes, size_t size) {
   const SliceLayout layout = FlatLayout(size);
-  auto decoded = DecodeUpdate(bytes, Sha256Of("layout"), layout);
+  auto decoded = DecodeUpdate(bytes, FlatSpec(size).layout_hash(), layout);
   EXPECT_TRUE(decoded.ok()) << decoded.status();
   return decoded.ok() ? Flat(*decoded, layout) : std::vector<float>(size);
 }
@@ -182,7 +195,8 @@ TEST(ErrorFeedbackTest, RestoresExactlyWhatWasSerialized) {
   for (const bool pending : {false, true}) {
     if (pending) Prepare(feedback, RandomDelta(300, 2));
     const std::string state = feedback.Serialize();
-    EXPECT_EQ(state.size(), 84u + 600u * (pending ? 2 : 1));
+    const size_t name = 2 + FlatSpec(300).modules()[0].tensor.size();
+    EXPECT_EQ(state.size(), 112u + name + 600u * (pending ? 2 : 1));
     ErrorFeedback restored = Fresh(300);
     ASSERT_TRUE(restored.Restore(state).ok());
     EXPECT_EQ(ResidualOf(restored), ResidualOf(feedback));
@@ -220,23 +234,192 @@ TEST(ErrorFeedbackTest, RefusesDamagedState) {
 
 TEST(ErrorFeedbackTest, RefusesStateAndUpdatesOfAnotherRun) {
   ErrorFeedback feedback = Fresh(30);
-  ErrorFeedback layout(Sha256Of("other"), Sha256Of("base model"), 30);
-  ErrorFeedback base(Sha256Of("layout"), Sha256Of("other"), 30);
+  ErrorFeedback base(FlatSpec(30), Sha256Of("other"), 0);
   ErrorFeedback size = Fresh(31);
-  for (ErrorFeedback* other : {&layout, &base, &size}) {
-    EXPECT_EQ(feedback.Restore(other->Serialize()).code(), absl::StatusCode::kFailedPrecondition);
-  }
+  EXPECT_EQ(feedback.Restore(base.Serialize()).code(), absl::StatusCode::kFailedPrecondition);
   const std::vector<float> delta = RandomDelta(30, 1);
-  EXPECT_EQ(layout.Prepare(delta, FlatLayout(30), SampleHeader(), kTopTenth).status().code(),
+  const UpdateHeader header = HeaderOf(FlatSpec(30));
+  EXPECT_EQ(base.Prepare(delta, FlatLayout(30), header, kTopTenth).status().code(),
             absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(base.Prepare(delta, FlatLayout(30), SampleHeader(), kTopTenth).status().code(),
+  EXPECT_EQ(size.Prepare(delta, FlatLayout(30), header, kTopTenth).status().code(),
             absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(size.Prepare(delta, FlatLayout(30), SampleHeader(), kTopTenth).status().code(),
+  EXPECT_EQ(feedback.Prepare(delta, FlatLayout(31), header, kTopTenth).status().code(),
             absl::StatusCode::kInvalidArgument);
   const std::vector<float> bad(30, INFINITY);
-  EXPECT_EQ(feedback.Prepare(bad, FlatLayout(30), SampleHeader(), kTopTenth).status().code(),
+  EXPECT_EQ(feedback.Prepare(bad, FlatLayout(30), header, kTopTenth).status().code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_FALSE(feedback.has_pending());
+}
+
+// A residual of coordinate 1, held back in round 1; what round `round` sends of it when nothing new
+// was trained.
+float SentAfterAbsence(const ErrorFeedbackOptions& options, uint64_t round) {
+  const EncodeOptions one = {.support = UpdateSupport::kTopK, .density = 0.1, .value_bits = 8};
+  ErrorFeedback feedback = Fresh(10, options);
+  std::vector<float> delta(10);
+  delta[0] = 1.0f;
+  delta[1] = 0.5f;
+  Prepare(feedback, delta, one, 1);
+  feedback.Commit();
+  return Decode(Prepare(feedback, std::vector<float>(10), one, round), 10)[1];
+}
+
+// What a node held back long ago was trained from an adapter that is gone.
+TEST(ErrorFeedbackTest, ReplaysLessAfterALongAbsence) {
+  const ErrorFeedbackOptions rule = {.full_rounds = 25, .max_norm_ratio = 0};
+  EXPECT_EQ(SentAfterAbsence(rule, 2), 0.5f);
+  EXPECT_EQ(SentAfterAbsence(rule, 26), 0.5f);
+  EXPECT_NEAR(SentAfterAbsence(rule, 36), 0.3f, 0.001);
+  EXPECT_EQ(SentAfterAbsence(rule, 51), 0.0f);
+  EXPECT_EQ(SentAfterAbsence(rule, 5000), 0.0f);
+  EXPECT_EQ(SentAfterAbsence(kNoRules, 5000), 0.5f);  // the failure: years later, all of it
+}
+
+// One diverged round must not shape the updates of many after it.
+TEST(ErrorFeedbackTest, BoundsTheResidualByTheDelta) {
+  const auto sent_after_burst = [](const ErrorFeedbackOptions& options) {
+    ErrorFeedback feedback = Fresh(500, options);
+    std::vector<float> burst = RandomDelta(500, 1);
+    for (float& value : burst) value *= 1000;
+    Prepare(feedback, burst);
+    feedback.Commit();
+    const std::vector<float> delta = RandomDelta(500, 2);
+    double norm = 0;
+    double sent = 0;
+    for (const float value : delta) norm += static_cast<double>(value) * value;
+    for (const float value : Decode(Prepare(feedback, delta), 500)) {
+      sent += static_cast<double>(value) * value;
+    }
+    return std::sqrt(sent / norm);
+  };
+  EXPECT_LE(sent_after_burst({.full_rounds = 0, .max_norm_ratio = 3}), 4.0);
+  EXPECT_GT(sent_after_burst({.full_rounds = 0, .max_norm_ratio = 3}), 1.0);
+  EXPECT_GT(sent_after_burst(kNoRules), 100.0);  // the failure
+}
+
+// The server turned the frame: coordinate i is now the last but i.
+TEST(ErrorFeedbackTest, DropsAResidualOfAnotherFrame) {
+  std::vector<float> delta(10);
+  delta[0] = 1.0f;
+  delta[1] = 0.5f;
+  ErrorFeedback before = Fresh(10);
+  Prepare(before, delta);
+  before.Commit();
+  const std::string state = before.Serialize();
+  ErrorFeedback after = Fresh(10, kNoRules, 1);
+  const absl::Status refused = after.Restore(state);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(refused.message(),
+            "error-feedback state: of frame 0, the adapter is in frame 1; what it holds has no "
+            "place there");
+  EXPECT_THAT(after.residual(), Each(0.0f));
+  // The failure: with the tag as it was, the residual comes back where nothing was held back.
+  ErrorFeedback careless = Fresh(10, kNoRules, 0);
+  ASSERT_TRUE(careless.Restore(state).ok());
+  EXPECT_NE(Decode(Prepare(careless, std::vector<float>(10)), 10)[1], 0.0f);
+}
+
+LoraSpec RankSpec(int64_t rank) {
+  const LoraModule a = {"blk.0.attn_q.weight", 6, 4, rank, 0};
+  const LoraModule b = {"blk.1.attn_q.weight", 5, 3, rank, 0};
+  return LoraSpec::Create("llama", 8, {a, b}).value();
+}
+
+TEST(ErrorFeedbackTest, KeepsTheCommonComponentsWhenTheRankChanges) {
+  for (const auto& [from, to] : {std::pair<int64_t, int64_t>{4, 2}, {2, 4}}) {
+    const LoraSpec old_spec = RankSpec(from);
+    const LoraSpec new_spec = RankSpec(to);
+    ErrorFeedback before(old_spec, Sha256Of("base model"), 0, kNoRules);
+    const auto size = static_cast<size_t>(old_spec.num_parameters());
+    ASSERT_TRUE(before
+                    .Prepare(RandomDelta(size, 3), SliceLayout::Whole(old_spec), HeaderOf(old_spec),
+                             kTopTenth)
+                    .ok());
+    before.Commit();
+    ErrorFeedback after(new_spec, Sha256Of("base model"), 0, kNoRules);
+    ASSERT_TRUE(after.Restore(before.Serialize()).ok());
+    EXPECT_FALSE(after.has_pending());
+    for (size_t m = 0; m < 2; ++m) {
+      const LoraModule& x = old_spec.modules()[m];
+      const LoraModule& y = new_spec.modules()[m];
+      for (int64_t c = 0; c < to; ++c) {
+        for (int64_t i = 0; i < y.in_features; ++i) {
+          const size_t at = static_cast<size_t>(y.offset + c * y.in_features + i);
+          const size_t was = static_cast<size_t>(x.offset + c * x.in_features + i);
+          ASSERT_EQ(after.residual()[at], c < from ? before.residual()[was] : 0.0f);
+        }
+        for (int64_t o = 0; o < y.out_features; ++o) {
+          const size_t at = static_cast<size_t>(y.offset + y.a_size() + c * y.out_features + o);
+          const size_t was = static_cast<size_t>(x.offset + x.a_size() + c * x.out_features + o);
+          ASSERT_EQ(after.residual()[at], c < from ? before.residual()[was] : 0.0f);
+        }
+      }
+    }
+    // The failure: by plain position, B's first component would come from a component of A.
+    const size_t b_of_new = static_cast<size_t>(new_spec.modules()[0].a_size());
+    const size_t b_of_old = static_cast<size_t>(old_spec.modules()[0].a_size());
+    EXPECT_EQ(after.residual()[b_of_new], before.residual()[b_of_old]);
+    if (to < from) {
+      EXPECT_NE(after.residual()[b_of_new], before.residual()[b_of_new]);
+    }
+  }
+}
+
+// Rounds that train A and B in turn: what A held back is still there when A's turn comes.
+TEST(ErrorFeedbackTest, KeepsWhatIsOutsideTheSlice) {
+  const LoraSpec spec = RankSpec(4);
+  const SliceLayout a = SliceLayout::Create(spec, {SliceFactors::kA, 0, 4}).value();
+  const SliceLayout b = SliceLayout::Create(spec, {SliceFactors::kB, 0, 4}).value();
+  ErrorFeedback feedback(spec, Sha256Of("base model"), 0, kNoRules);
+  std::vector<double> trained(static_cast<size_t>(spec.num_parameters()));
+  std::vector<double> received = trained;
+  for (uint64_t round = 0; round < 20; ++round) {
+    const SliceLayout& layout = round % 2 == 0 ? b : a;
+    std::vector<float> delta = RandomDelta(trained.size(), round);
+    layout.ClearOutside(absl::MakeSpan(delta));
+    const auto bytes = feedback.Prepare(delta, layout, HeaderOf(spec, round + 1), kTopTenth);
+    ASSERT_TRUE(bytes.ok()) << bytes.status();
+    feedback.Commit();
+    const std::vector<float> sent =
+        Flat(DecodeUpdate(*bytes, spec.layout_hash(), layout).value(), layout);
+    for (size_t i = 0; i < trained.size(); ++i) {
+      trained[i] += delta[i];
+      received[i] += sent[i];
+    }
+  }
+  double held = 0;
+  for (size_t i = 0; i < trained.size(); ++i) {
+    EXPECT_NEAR(trained[i], received[i] + feedback.residual()[i], 20 * 4e-6) << i;
+    held += std::abs(feedback.residual()[i]);
+  }
+  EXPECT_GT(held, 1e-3);  // the sum above is not one of zeros
+}
+
+// Minimizes 1/2 |x - 1|^2 in 256 coordinates; what is left of the distance after eight rounds.
+double LeftAfterEightRounds(absl::Span<const double> densities) {
+  const size_t size = 256;
+  std::vector<float> x(size);
+  ErrorFeedback feedback = Fresh(size);
+  for (const double density : densities) {
+    std::vector<float> delta(size);
+    for (size_t i = 0; i < size; ++i) delta[i] = 0.1f * (1.0f - x[i]);
+    const EncodeOptions options = {.support = UpdateSupport::kTopK, .density = density};
+    const std::vector<float> sent = Decode(Prepare(feedback, delta, options), size);
+    feedback.Commit();
+    for (size_t i = 0; i < size; ++i) x[i] += sent[i];
+  }
+  double left = 0;
+  for (const float value : x) left += std::pow(1.0 - value, 2);
+  return left / static_cast<double>(size);
+}
+
+// The first rounds' changes are large and everywhere: at the final density they hardly arrive.
+TEST(ErrorFeedbackTest, WithoutWarmUpTheFirstRoundsHardlyArrive) {
+  const std::vector<double> constant(8, 1.0 / 64);
+  const std::vector<double> warm_up = {0.25,     0.125,    0.0625,   0.03125,
+                                       1.0 / 64, 1.0 / 64, 1.0 / 64, 1.0 / 64};
+  EXPECT_GT(LeftAfterEightRounds(constant), 0.88);
+  EXPECT_LT(LeftAfterEightRounds(warm_up), 0.84);
 }
 
 TEST(ErrorFeedbackDeathTest, CommitNeedsAPendingUpdate) {

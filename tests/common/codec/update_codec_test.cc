@@ -56,8 +56,25 @@ std::vector<float> Received(absl::string_view bytes, size_t size) {
 }
 
 std::vector<EncodeOptions> AllOptions() {
-  return {kDense,        TopK(0.001, 4), TopK(0.01, 2), TopK(0.05, 4), TopK(0.02, 1),
-          TopK(0.03, 3), TopK(0.05, 8),  TopK(0.3, 2),  TopK(1.0, 4),  TopK(1.0, 8)};
+  std::vector<EncodeOptions> all;
+  for (const int bits : {1, 2, 3, 4, 8, 16}) {
+    all.push_back({.support = UpdateSupport::kDense, .value_bits = bits});
+    all.push_back(
+        {.support = UpdateSupport::kSeeded, .density = 0.02, .value_bits = bits, .seed = 5});
+    all.push_back(TopK(0.02, bits));
+  }
+  all.push_back(TopK(0.001, 4));
+  all.push_back(TopK(0.3, 2));
+  all.push_back(TopK(1, 4));
+  all.push_back({.support = UpdateSupport::kTopK, .density = 0.01, .per_run = true});
+  for (const int bits : {1, 2, 8, 16}) {
+    all.push_back({.support = UpdateSupport::kSeeded,
+                   .density = 0.1,
+                   .value_bits = bits,
+                   .stochastic = true,
+                   .rounding_seed = 8});
+  }
+  return all;
 }
 
 // Three modules of rank 4 that differ in size.
@@ -200,8 +217,9 @@ TEST(UpdateCodecTest, DenseIsWithinHalfAnUlpOfAHalf) {
 TEST(UpdateCodecTest, SendsTheLargestMagnitudesOnly) {
   const std::vector<float> delta = RandomDelta(5000, 7);
   const std::vector<float> received = Received(Encode(delta, TopK(0.02, 8)), delta.size());
-  const std::vector<uint32_t> largest = SelectLargest(delta, 100);
-  const std::set<uint32_t> expected(largest.begin(), largest.end());
+  SelectedValues largest;
+  ASSERT_TRUE(SelectLargest(delta, FlatLayout(delta.size()), 100, &largest).ok());
+  const std::set<uint32_t> expected(largest.positions.begin(), largest.positions.end());
   for (uint32_t i = 0; i < delta.size(); ++i) {
     EXPECT_EQ(received[i] != 0, expected.contains(i)) << i;
     EXPECT_EQ(std::signbit(received[i]), received[i] != 0 && std::signbit(delta[i]));
@@ -252,6 +270,107 @@ TEST(UpdateCodecTest, RefusesBadOptionsAndSizes) {
                 .status()
                 .code(),
             absl::StatusCode::kInvalidArgument);
+}
+
+// Deltas whose positions are the worst for gap codes, each with `count` candidates.
+std::vector<std::vector<float>> AdversarialDeltas(size_t size, size_t count) {
+  Rng rng(size * 31 + count);
+  const auto put = [&](const auto& position_of) {
+    std::vector<float> delta(size);
+    for (size_t i = 0; i < count; ++i) {
+      delta[position_of(i) % size] = static_cast<float>(1e-3 + rng.Uniform());
+    }
+    return delta;
+  };
+  std::vector<std::vector<float>> deltas;
+  deltas.push_back(RandomDelta(size, rng.Next()));
+  deltas.push_back(put([](size_t i) { return i; }));                           // all at the start
+  deltas.push_back(put([&](size_t i) { return size - 1 - i; }));               // all at the end
+  deltas.push_back(put([&](size_t i) { return i * (size / count); }));         // evenly spread
+  deltas.push_back(put([&](size_t i) { return i % 2 == 0 ? i : size - i; }));  // both ends
+  deltas.push_back(put([&](size_t i) {                                         // clusters far apart
+    return (i / 5) * (5 * size / count) + i % 5 * (1 + i % 2);
+  }));
+  return deltas;
+}
+
+TEST(UpdateCodecTest, NeverPassesItsSizeBound) {
+  double tightest = 0;
+  for (const size_t size : {2u, 63u, 1000u, 131073u, 300000u}) {
+    for (const double density : {1e-5, 0.001, 0.01, 0.05, 0.2, 0.5, 0.9, 1.0}) {
+      const auto count =
+          std::max<size_t>(1, static_cast<size_t>(std::round(density * static_cast<double>(size))));
+      for (const std::vector<float>& delta : AdversarialDeltas(size, count)) {
+        for (const int bits : {1, 2, 4, 8, 16}) {
+          const EncodeOptions options = TopK(density, bits);
+          const uint64_t bound = EncodedSizeBound(size, options);
+          const uint64_t encoded = Encode(delta, options).size();
+          ASSERT_LE(encoded, bound) << size << " " << density << " " << bits;
+          tightest = std::max(tightest, static_cast<double>(encoded) / static_cast<double>(bound));
+        }
+      }
+    }
+    for (const int bits : {1, 2, 4, 8, 16}) {
+      const EncodeOptions dense = {.support = UpdateSupport::kDense, .value_bits = bits};
+      ASSERT_LE(Encode(RandomDelta(size, 1), dense).size(), EncodedSizeBound(size, dense));
+    }
+  }
+  EXPECT_GT(tightest, 0.98);  // an upper bound, not a guess far above
+}
+
+TEST(UpdateCodecTest, BoundsTheLargestAdapterWithoutOverflow) {
+  const uint64_t n = uint64_t{1} << 31;
+  EXPECT_GE(EncodedSizeBound(n, kDense), 2 * n + kUpdateHeaderBytes);
+  EXPECT_LE(EncodedSizeBound(n, kDense), 2 * n + kUpdateHeaderBytes + 16);
+  EXPECT_GT(EncodedSizeBound(n, TopK(1, 8)), n + n / 8);
+  EXPECT_LT(EncodedSizeBound(n, TopK(1, 8)), n + n / 8 + n / 16);
+}
+
+TEST(UpdateCodecTest, FillsItsBudget) {
+  const std::vector<float> delta = RandomDelta(100000, 3);
+  const SliceLayout layout = FlatLayout(delta.size());
+  for (const auto support : {UpdateSupport::kTopK, UpdateSupport::kSeeded}) {
+    for (const int bits : {1, 2, 8}) {
+      for (const uint64_t budget : {400u, 2000u, 10000u}) {
+        const EncodeOptions options = {
+            .support = support, .value_bits = bits, .seed = 3, .budget_bytes = budget};
+        std::vector<float> residual(delta.size());
+        const std::string bytes = Encode(delta, layout, options, absl::MakeSpan(residual));
+        EXPECT_LE(bytes.size(), budget);
+        EXPECT_GE(static_cast<double>(bytes.size()), 0.95 * static_cast<double>(budget));
+        EXPECT_EQ(bytes, Encode(delta, layout, options));
+        const std::vector<float> received = Received(bytes, delta.size());
+        for (size_t i = 0; i < delta.size(); ++i) ASSERT_EQ(residual[i], delta[i] - received[i]);
+      }
+    }
+  }
+  // More than everything needs; less than one value does.
+  const EncodeOptions ample = {.value_bits = 2, .budget_bytes = 1'000'000};
+  const uint64_t sent = Decode(Encode(delta, ample), layout).header.num_nonzero;
+  EXPECT_GT(sent, 99900u);  // all but those below 2^-24
+  const EncodeOptions none = {.value_bits = 2, .budget_bytes = 133};
+  EXPECT_EQ(EncodeUpdate(delta, layout, SampleHeader(), none, {}).status().code(),
+            absl::StatusCode::kResourceExhausted);
+}
+
+// One threshold for all tensors is the water level: it keeps more energy than the same share of
+// each, at about the same bytes.
+TEST(UpdateCodecTest, OneThresholdKeepsMoreThanEqualShares) {
+  const SliceLayout layout = SliceLayout::Whole(testing::QwenHalfBillionSpec(1));
+  const std::vector<float> delta = testing::StructuredDelta(layout, 1);
+  double kept[2] = {0, 0};
+  size_t sizes[2] = {0, 0};
+  for (const bool per_run : {false, true}) {
+    const EncodeOptions options = {.density = 0.01, .per_run = per_run, .value_bits = 2};
+    const std::string bytes = Encode(delta, layout, options);
+    sizes[per_run ? 1 : 0] = bytes.size();
+    const std::vector<float> received = Flat(Decode(bytes, layout), layout);
+    for (size_t i = 0; i < delta.size(); ++i) {
+      if (received[i] != 0) kept[per_run ? 1 : 0] += static_cast<double>(delta[i]) * delta[i];
+    }
+  }
+  EXPECT_GT(kept[0], 1.1 * kept[1]);
+  EXPECT_LT(sizes[0], sizes[1]);
 }
 
 }  // namespace
