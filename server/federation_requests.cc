@@ -96,6 +96,9 @@ absl::StatusOr<v1::CheckInResponse> FederationCore::CheckIn(const v1::CheckInReq
     assignment.mutable_training()->set_learning_rate(
         LocalLearningRate(plan_, task->adapter_version));
     assignment.mutable_codec()->set_density(CodecDensity(plan_, task->adapter_version));
+    if (RotatesFrame(plan_.aggregation)) {
+      assignment.mutable_codec()->set_frame(task->adapter_version);
+    }
     assignment.set_adapter_version(task->adapter_version);
     *assignment.mutable_adapter() = adapter;
     assignment.set_deadline_ms(static_cast<uint64_t>(absl::ToInt64Milliseconds(task->deadline)));

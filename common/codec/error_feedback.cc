@@ -39,7 +39,8 @@ std::vector<float> CommonComponents(const LoraSpec& from, absl::Span<const float
                                     const LoraSpec& to) {
   std::vector<float> result(static_cast<size_t>(to.num_parameters()));
   for (const LoraModule& module : to.modules()) {
-    const int64_t found = from.Find(module.tensor);
+    const int64_t found = module.is_part() ? from.FindPart(module.tensor, module.first_row)
+                                           : from.Find(module.tensor);
     if (found < 0) continue;
     const LoraModule& source = from.modules()[static_cast<size_t>(found)];
     if (source.in_features != module.in_features || source.out_features != module.out_features) {
@@ -160,6 +161,8 @@ std::string ErrorFeedback::Serialize() const {
     writer.Write<uint32_t>(static_cast<uint32_t>(module.in_features));
     writer.Write<uint32_t>(static_cast<uint32_t>(module.out_features));
     writer.Write<uint32_t>(static_cast<uint32_t>(module.rank));
+    writer.Write<uint32_t>(static_cast<uint32_t>(module.first_row));
+    writer.Write<uint32_t>(static_cast<uint32_t>(module.tensor_rows));
   }
   WriteHalves(residual_, writer);
   WriteHalves(pending_, writer);
@@ -196,6 +199,8 @@ absl::StatusOr<ErrorFeedback::SavedState> ErrorFeedback::Parse(absl::string_view
     module.in_features = reader.Read<uint32_t>();
     module.out_features = reader.Read<uint32_t>();
     module.rank = reader.Read<uint32_t>();
+    module.first_row = reader.Read<uint32_t>();
+    module.tensor_rows = reader.Read<uint32_t>();
   }
   if (!reader.ok()) return Damaged("its head is cut off");
   std::memcpy(state.layout_hash.bytes.data(), layout.data(), layout.size());

@@ -196,7 +196,7 @@ TEST(ErrorFeedbackTest, RestoresExactlyWhatWasSerialized) {
     if (pending) Prepare(feedback, RandomDelta(300, 2));
     const std::string state = feedback.Serialize();
     const size_t name = 2 + FlatSpec(300).modules()[0].tensor.size();
-    EXPECT_EQ(state.size(), 112u + name + 600u * (pending ? 2 : 1));
+    EXPECT_EQ(state.size(), 120u + name + 600u * (pending ? 2 : 1));
     ErrorFeedback restored = Fresh(300);
     ASSERT_TRUE(restored.Restore(state).ok());
     EXPECT_EQ(ResidualOf(restored), ResidualOf(feedback));
