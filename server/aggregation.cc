@@ -117,7 +117,8 @@ RoundCloser::ModuleMeans RoundCloser::MeansOf(int64_t index) const {
 
 FactorPair RoundCloser::FreshComponents(const LoraModule& module, int64_t count) const {
   // As LoraAdapter::InitializeForTraining, from a stream of this version.
-  Rng rng = Rng::Stream(plan_.seed, absl::StrCat("flora/", module.tensor), before_.version);
+  Rng rng = Rng::Stream(plan_.seed, absl::StrCat("flora/", module.tensor, "/", module.first_row),
+                        before_.version);
   const double bound = std::sqrt(1.0 / static_cast<double>(module.in_features));
   FactorPair fresh{MatrixXd::Zero(module.out_features, count), MatrixXd(count, module.in_features)};
   for (Eigen::Index i = 0; i < fresh.a.rows(); ++i) {

@@ -237,7 +237,6 @@ void FillOuterOptimizer(const v1::AggregationConfig& aggregation, Limits& limits
     if (!aggregation.has_server_momentum()) outer.beta1 = 0.9;
   } else if (name == "nesterov") {
     outer.kind = OuterOptimizerKind::kNesterov;
-    outer.learning_rate = 0.7;
     if (!aggregation.has_server_momentum()) outer.beta1 = 0.5;
   } else if (!name.empty() && name != "sgd") {
     limits.Fail(absl::StrCat("run.aggregation.optimizer: '", name,

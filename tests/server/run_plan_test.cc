@@ -278,7 +278,7 @@ TEST(RunPlanTest, TakesTheOuterOptimizer) {
   const auto nesterov = Plan("run: {aggregation: {optimizer: nesterov}}");
   ASSERT_TRUE(nesterov.ok()) << nesterov.status();
   EXPECT_EQ(nesterov->outer.kind, OuterOptimizerKind::kNesterov);
-  EXPECT_EQ(nesterov->outer.learning_rate, 0.7);
+  EXPECT_EQ(nesterov->outer.learning_rate, 1.0);
   EXPECT_EQ(nesterov->outer.beta1, 0.5);
   const auto yogi = Plan(
       "run: {aggregation: {optimizer: yogi, server_learning_rate: 0.02, server_momentum: 0,"
