@@ -148,6 +148,7 @@ absl::Status RunDaemon(const DaemonOptions& options, Env& env) {
   ThreadPool pool(options.threads > 0 ? options.threads : ThreadPool::AvailableProcessors());
   Transformer transformer(base, &pool);
   DirectoryStateStore state(JoinPath(options.state_dir, "nodes"), &env);
+  DirectoryStateStore adapters(JoinPath(options.state_dir, "nodes"), &env, ".adapter");
   ParticipantOptions participant_options;
   participant_options.node_id = options.node_id;
   participant_options.seed = StableHash(options.node_id);
@@ -160,6 +161,7 @@ absl::Status RunDaemon(const DaemonOptions& options, Env& env) {
   parts.records = std::move(records);
   parts.link = link.get();
   parts.state = &state;
+  parts.adapters = &adapters;
   parts.clock = Clock::Real();
   parts.stopping = options.stopping;
   Participant participant(std::move(participant_options), std::move(parts));

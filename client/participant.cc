@@ -54,7 +54,8 @@ Participant::Participant(ParticipantOptions options, ParticipantParts parts)
     : options_(std::move(options)),
       parts_(std::move(parts)),
       transfer_(parts_.link, parts_.clock, options_.retry, options_.seed, parts_.stopping),
-      pause_rng_(Rng::Stream(options_.seed, absl::StrCat("pause/", options_.node_id))) {}
+      pause_rng_(Rng::Stream(options_.seed, absl::StrCat("pause/", options_.node_id))),
+      global_(options_.node_id, parts_.base->sha256(), &transfer_, parts_.adapters) {}
 
 ParticipantState Participant::LoadState(std::vector<std::string>* warnings) {
   absl::StatusOr<std::string> bytes = parts_.state->Read(options_.node_id);
@@ -66,10 +67,11 @@ ParticipantState Participant::LoadState(std::vector<std::string>* warnings) {
   return {};
 }
 
-v1::CheckInRequest Participant::MakeCheckIn(const ParticipantState& state) const {
+v1::CheckInRequest Participant::MakeCheckIn(const ParticipantState& state) {
   v1::CheckInRequest request;
   request.set_node_id(options_.node_id);
   request.set_base_model_sha256(parts_.base->sha256().Raw());
+  if (!global_.held().run_id().empty()) *request.mutable_held_adapter() = global_.held();
   *request.mutable_device() = options_.device;
   request.mutable_device()->set_tokens_per_second(state.tokens_per_second);
   request.mutable_device()->set_num_examples(state.num_examples);
@@ -93,42 +95,47 @@ absl::StatusOr<StepOutcome> Participant::RunOnce(Transformer& transformer) {
   if (outgoing_.has_value()) {
     outcome = SubmitOutgoing(std::move(state));
   } else {
-    ASSIGN_OR_RETURN(const v1::CheckInResponse response, transfer_.CheckIn(MakeCheckIn(state)));
-    switch (response.outcome_case()) {
-      case v1::CheckInResponse::kAssignment:
-        outcome = RunAssignment(response.assignment(), transformer, std::move(state));
-        break;
-      case v1::CheckInResponse::kFinished:
-        finished_ = response.finished();
-        if (!finished_->has_lora()) *finished_->mutable_lora() = state.lora;
-        outcome.emplace().kind = StepKind::kFinished;
-        break;
-      case v1::CheckInResponse::kRetry:
-        outcome = Wait(response.retry());
-        break;
-      default:
-        return absl::UnimplementedError(
-            "the server answered the check-in with something this client does not know; "
-            "update the client");
-    }
+    outcome = CheckInAndAct(transformer, std::move(state));
   }
   if (outcome.ok()) {
+    const std::string warning = global_.TakeWarning();
+    if (!warning.empty()) warnings.push_back(OneLine(warning));
     outcome->warnings.insert(outcome->warnings.begin(), warnings.begin(), warnings.end());
   }
   return outcome;
 }
 
+absl::StatusOr<StepOutcome> Participant::CheckInAndAct(Transformer& transformer,
+                                                       ParticipantState state) {
+  ASSIGN_OR_RETURN(const v1::CheckInResponse response, transfer_.CheckIn(MakeCheckIn(state)));
+  switch (response.outcome_case()) {
+    case v1::CheckInResponse::kAssignment:
+      return RunAssignment(response.assignment(), transformer, std::move(state));
+    case v1::CheckInResponse::kFinished: {
+      finished_ = response.finished();
+      if (!finished_->has_lora()) *finished_->mutable_lora() = state.lora;
+      StepOutcome outcome;
+      outcome.kind = StepKind::kFinished;
+      return outcome;
+    }
+    case v1::CheckInResponse::kRetry:
+      return Wait(response.retry());
+    default:
+      return absl::UnimplementedError(
+          "the server answered the check-in with something this client does not know; "
+          "update the client");
+  }
+}
+
 absl::StatusOr<StepOutcome> Participant::RunAssignment(const v1::Assignment& assignment,
                                                        Transformer& transformer,
                                                        ParticipantState state) {
-  download_bytes_ = 0;
   const auto fail = [&](const absl::Status& why) {
     return FailTask(assignment.run_id(), assignment.round(), why);
   };
   const absl::StatusOr<Task> task = ParseTask(assignment, options_.node_id, *parts_.base);
   if (!task.ok()) return fail(task.status());
-  absl::StatusOr<LoraAdapter> adapter =
-      FetchAdapter(task->lora, task->adapter, task->adapter_version);
+  absl::StatusOr<LoraAdapter> adapter = global_.Fetch(task->lora, task->adapter);
   if (!adapter.ok()) {
     if (IsRetryable(adapter.status()) || absl::IsCancelled(adapter.status())) {
       return adapter.status();  // the line's trouble, not the task's: ask again later
@@ -138,6 +145,11 @@ absl::StatusOr<StepOutcome> Participant::RunAssignment(const v1::Assignment& ass
       outcome.detail = OneLine(adapter.status().message());
       outcome.pause = kPauseAfterTask;
       return outcome;
+    }
+    if (task->adapter.held() && !global_.held().run_id().empty()) {
+      // What was kept is not what it should be: ask for all of it.
+      global_.Forget();
+      return CheckInAndAct(transformer, std::move(state));
     }
     return fail(adapter.status());
   }
@@ -150,34 +162,6 @@ absl::StatusOr<StepOutcome> Participant::RunAssignment(const v1::Assignment& ass
   if (!trained.ok()) return fail(trained);
   outgoing_->lora = assignment.lora();
   return SubmitOutgoing(std::move(state));
-}
-
-absl::StatusOr<LoraAdapter> Participant::FetchAdapter(const LoraSpec& spec,
-                                                      const v1::ContentRef& ref, uint64_t version) {
-  if (ref.sha256() != adapter_hash_ || adapter_bytes_.empty()) {
-    const auto parameters = static_cast<uint64_t>(spec.num_parameters());
-    // No encoding of an adapter is larger than the dense one.
-    const uint64_t bound =
-        EncodedSizeBound(parameters, {.support = UpdateSupport::kDense, .value_bits = 16});
-    ASSIGN_OR_RETURN(adapter_bytes_, transfer_.Fetch(options_.node_id, ref, bound));
-    adapter_hash_ = ref.sha256();
-    download_bytes_ = adapter_bytes_.size();
-  }
-  const SliceLayout whole = SliceLayout::Whole(spec);
-  absl::StatusOr<DecodedUpdate> decoded = DecodeUpdate(adapter_bytes_, spec.layout_hash(), whole);
-  if (!options_.keep_adapter || !decoded.ok()) adapter_bytes_ = std::string();
-  if (!decoded.ok()) return Annotate(decoded.status(), "global adapter");
-  if (decoded->header.base_model != parts_.base->sha256()) {
-    return absl::FailedPreconditionError("global adapter: made for another base model");
-  }
-  if (decoded->header.base_version != version) {
-    return absl::FailedPreconditionError(absl::StrCat("global adapter: version ",
-                                                      decoded->header.base_version, " where ",
-                                                      version, " was announced"));
-  }
-  LoraAdapter adapter(spec);
-  AddUpdate(*decoded, whole, 1, adapter.values());
-  return adapter;
 }
 
 const LocalExamples& Participant::ExamplesOf(const Task& task) {
@@ -195,7 +179,8 @@ absl::Status Participant::TrainAndEncode(const Task& task, LoraAdapter adapter,
                                          Transformer& transformer, const ParticipantState& state) {
   const LocalExamples& examples = ExamplesOf(task);
   v1::TaskMetrics metrics;
-  metrics.set_download_bytes(download_bytes_);
+  metrics.set_download_bytes(global_.downloaded_bytes() - reported_download_bytes_);
+  reported_download_bytes_ = global_.downloaded_bytes();
   if (options_.max_validation_tokens > 0 && !examples.validation.empty()) {
     const std::vector<Example> sample =
         BoundedSample(examples.validation, options_.max_validation_tokens,
@@ -356,7 +341,18 @@ absl::StatusOr<LoraAdapter> Participant::FetchFinalAdapter() {
   }
   ASSIGN_OR_RETURN(const LoraSpec spec, LoraSpecFromProto(finished_->lora()));
   RETURN_IF_ERROR(parts_.base->CheckAdapter(spec));
-  return FetchAdapter(spec, finished_->adapter(), finished_->final_version());
+  absl::StatusOr<LoraAdapter> adapter = global_.Fetch(spec, finished_->adapter());
+  if (adapter.ok() || !finished_->adapter().held() || global_.held().run_id().empty()) {
+    return adapter;
+  }
+  if (IsRetryable(adapter.status()) || absl::IsCancelled(adapter.status())) return adapter;
+  global_.Forget();
+  std::vector<std::string> warnings;
+  ASSIGN_OR_RETURN(const v1::CheckInResponse again,
+                   transfer_.CheckIn(MakeCheckIn(LoadState(&warnings))));
+  if (!again.has_finished()) return adapter;
+  *finished_->mutable_adapter() = again.finished().adapter();
+  return global_.Fetch(spec, finished_->adapter());
 }
 
 }  // namespace fedge

@@ -26,6 +26,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "client/federation_link.h"
+#include "client/global_adapter.h"
 #include "client/local_examples.h"
 #include "client/participant_state.h"
 #include "client/task.h"
@@ -44,10 +45,8 @@ struct ParticipantOptions {
   RetryPolicy retry;
   // Held-out tokens scored before each task; 0: none.
   int64_t max_validation_tokens = 4096;
-  // What is kept between tasks: costs memory, saves tokenizing and fetching again.
-  bool keep_examples = true;
-  bool keep_adapter = true;
-  v1::DeviceReport device;  // rate and example count are filled in from the state
+  bool keep_examples = true;  // between tasks: costs memory, saves tokenizing again
+  v1::DeviceReport device;    // rate and example count are filled in from the state
 };
 
 // What a participant works with. All but the records and the base are borrowed and must outlive it.
@@ -56,6 +55,7 @@ struct ParticipantParts {
   std::vector<Record> records;
   FederationLink* link = nullptr;
   StateStore* state = nullptr;
+  StateStore* adapters = nullptr;  // keeps the global adapter; null: each comes whole
   Clock* clock = nullptr;
   std::function<bool()> stopping;  // may be empty; asked between training steps and in pauses
   std::function<void(const TrainProgress&)> on_step;  // may be empty
@@ -100,12 +100,11 @@ class Participant {
   };
 
   ParticipantState LoadState(std::vector<std::string>* warnings);
-  v1::CheckInRequest MakeCheckIn(const ParticipantState& state) const;
+  v1::CheckInRequest MakeCheckIn(const ParticipantState& state);
+  absl::StatusOr<StepOutcome> CheckInAndAct(Transformer& transformer, ParticipantState state);
   StepOutcome Wait(const v1::RetryWindow& window);
   absl::StatusOr<StepOutcome> RunAssignment(const v1::Assignment& assignment,
                                             Transformer& transformer, ParticipantState state);
-  absl::StatusOr<LoraAdapter> FetchAdapter(const LoraSpec& spec, const v1::ContentRef& ref,
-                                           uint64_t version);
   // Fills outgoing_: everything that needs no network.
   absl::Status TrainAndEncode(const Task& task, LoraAdapter adapter, Transformer& transformer,
                               const ParticipantState& state);
@@ -125,12 +124,11 @@ class Participant {
   Rng pause_rng_;
   std::optional<Outgoing> outgoing_;
   std::optional<v1::RunFinished> finished_;
-  uint64_t download_bytes_ = 0;  // of the task at hand
+  GlobalAdapter global_;
+  uint64_t reported_download_bytes_ = 0;  // of global_'s, with tasks before
   // Kept between tasks.
   LocalExamples examples_;
   std::string examples_key_;
-  std::string adapter_bytes_;
-  std::string adapter_hash_;
 };
 
 }  // namespace fedge

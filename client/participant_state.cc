@@ -62,12 +62,12 @@ absl::StatusOr<ParticipantState> ParticipantState::Parse(absl::string_view bytes
   return state;
 }
 
-DirectoryStateStore::DirectoryStateStore(std::string dir, Env* env)
-    : dir_(std::move(dir)), env_(env) {}
+DirectoryStateStore::DirectoryStateStore(std::string dir, Env* env, std::string suffix)
+    : dir_(std::move(dir)), env_(env), suffix_(std::move(suffix)) {}
 
 std::string DirectoryStateStore::Path(absl::string_view node_id) const {
   // Node ids are free text; their hash is a file name everywhere.
-  return JoinPath(dir_, absl::StrCat("node-", Sha256Of(node_id).Hex().substr(0, 32), ".state"));
+  return JoinPath(dir_, absl::StrCat("node-", Sha256Of(node_id).Hex().substr(0, 32), suffix_));
 }
 
 absl::StatusOr<std::string> DirectoryStateStore::Read(absl::string_view node_id) {

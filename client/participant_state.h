@@ -44,8 +44,9 @@ class StateStore {
 // One file a node, replaced atomically: a device's store.
 class DirectoryStateStore : public StateStore {
  public:
-  // Files appear in `dir`, which is made at the first write. `env` must outlive this object.
-  DirectoryStateStore(std::string dir, Env* env);
+  // Files appear in `dir`, which is made at the first write, with names that end in `suffix`. `env`
+  // must outlive this object.
+  DirectoryStateStore(std::string dir, Env* env, std::string suffix = ".state");
   absl::StatusOr<std::string> Read(absl::string_view node_id) override;
   absl::Status Write(absl::string_view node_id, std::string bytes) override;
 
@@ -53,6 +54,7 @@ class DirectoryStateStore : public StateStore {
   std::string Path(absl::string_view node_id) const;
   const std::string dir_;
   Env* const env_;
+  const std::string suffix_;
 };
 
 // In memory up to a budget, then in `spill` (kept alive by the caller). Each node's latest bytes

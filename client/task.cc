@@ -153,6 +153,11 @@ absl::StatusOr<Task> ParseTask(const v1::Assignment& assignment, const std::stri
   RETURN_IF_ERROR(base.CheckAdapter(task.lora));
   task.adapter_version = assignment.adapter_version();
   task.adapter = assignment.adapter();
+  if (task.adapter.version() != task.adapter_version) {
+    return absl::InvalidArgumentError(absl::StrCat("assignment: adapter version ",
+                                                   task.adapter_version, ", but its source is ",
+                                                   "that of version ", task.adapter.version()));
+  }
   RETURN_IF_ERROR(ParseTraining(assignment.training(), base, &task));
   RETURN_IF_ERROR(ParseSlice(assignment, &task));
   RETURN_IF_ERROR(ParseCodec(assignment.codec(), &task));

@@ -25,7 +25,7 @@ struct Task {
   uint64_t round = 0;
   LoraSpec lora;
   uint64_t adapter_version = 0;
-  v1::ContentRef adapter;
+  v1::AdapterSource adapter;
   TrainOptions training;  // steps, batch, length, rates, slice and the node's own seed
   double validation_fraction = 0;
   uint64_t split_seed = 0;

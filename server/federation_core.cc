@@ -7,13 +7,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
-#include "common/codec/update_codec.h"
 #include "server/round_metrics.h"
 
 namespace fedge {
 namespace {
 
-constexpr size_t kServedInMemory = 2;
+constexpr size_t kHistoryVersions = 64;  // read at the start
 constexpr absl::Duration kNodeFlushInterval = absl::Seconds(5);
 
 absl::string_view AsBytes(absl::Span<const float> values) {
@@ -55,7 +54,8 @@ FederationCore::FederationCore(RunPlan plan, std::unique_ptr<Store> store,
       store_(std::move(store)),
       uploads_(std::move(uploads)),
       options_(std::move(options)),
-      clock_(*options_.clock) {
+      clock_(*options_.clock),
+      downlink_(plan_) {
   FillAssignment(plan_, assignment_);
 }
 
@@ -99,7 +99,8 @@ absl::StatusOr<ModelState> FederationCore::LoadOrCreateVersion(const LoraAdapter
   ASSIGN_OR_RETURN(const std::optional<VersionRecord> latest, store_->LatestVersion(plan_.run_id));
   if (latest) return LoadVersion(*latest);
   ModelState state{initial, {}, 0};
-  RETURN_IF_ERROR(StoreVersion(state, VersionRecord(), 0).status());
+  ASSIGN_OR_RETURN(Downlink::Version version, downlink_.Start(initial));
+  RETURN_IF_ERROR(StoreVersion(state, VersionRecord(), std::move(version)).status());
   return state;
 }
 
@@ -116,39 +117,44 @@ absl::StatusOr<ModelState> FederationCore::LoadVersion(const VersionRecord& reco
       RETURN_IF_ERROR(CopyFloats(*record.momentum, momentum, absl::MakeSpan(state.momentum)));
     }
   }
-  ASSIGN_OR_RETURN(std::string encoded, store_->ReadBlob(record.encoded));
-  Serve(record, std::move(encoded));
+  std::string snapshot;
+  if (record.snapshot) {
+    ASSIGN_OR_RETURN(snapshot, store_->ReadBlob(*record.snapshot));
+  }
+  ASSIGN_OR_RETURN(Downlink::Version version,
+                   downlink_.Resume(state.adapter, record.version, snapshot));
+  downlink_.Serve(std::move(version));
+  RETURN_IF_ERROR(LoadHistory());
   return state;
+}
+
+absl::Status FederationCore::LoadHistory() {
+  ASSIGN_OR_RETURN(const std::vector<VersionRecord> records, store_->ListVersions(plan_.run_id));
+  std::vector<std::string> contents;  // newest first
+  for (auto record = records.rbegin();
+       record != records.rend() && contents.size() < kHistoryVersions; ++record) {
+    absl::StatusOr<std::string> bytes = store_->ReadBlob(record->encoded);
+    if (absl::IsNotFound(bytes.status())) break;  // no longer kept
+    if (!bytes.ok()) return bytes.status();
+    contents.push_back(*std::move(bytes));
+  }
+  std::reverse(contents.begin(), contents.end());
+  downlink_.AddHistory(contents);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<VersionRecord> FederationCore::StoreVersion(const ModelState& state,
                                                            VersionRecord record,
-                                                           uint64_t total_weight) {
-  UpdateHeader header;
-  header.round = record.round;
-  header.base_version = state.version;
-  header.num_examples = total_weight;
-  header.layout_hash = plan_.lora.layout_hash();
-  header.base_model = plan_.base_model;
-  const EncodeOptions dense = {.support = UpdateSupport::kDense, .value_bits = 16};
-  ASSIGN_OR_RETURN(
-      std::string encoded,
-      EncodeUpdate(state.adapter.values(), SliceLayout::Whole(plan_.lora), header, dense, {}));
+                                                           Downlink::Version version) {
   record.version = state.version;
   record.created = clock_.Now();
   ASSIGN_OR_RETURN(record, store_->PublishVersion(plan_.run_id, std::move(record),
-                                                  {.encoded = encoded,
+                                                  {.encoded = *version.content,
                                                    .master = AsBytes(state.adapter.values()),
-                                                   .momentum = AsBytes(state.momentum)}));
-  Serve(record, std::move(encoded));
+                                                   .momentum = AsBytes(state.momentum),
+                                                   .snapshot = version.snapshot}));
+  downlink_.Serve(std::move(version));
   return record;
-}
-
-void FederationCore::Serve(const VersionRecord& record, std::string encoded) {
-  auto bytes = std::make_shared<const std::string>(std::move(encoded));
-  absl::MutexLock lock(&mutex_);
-  served_.push_back({record.version, record.encoded, std::move(bytes)});
-  if (served_.size() > kServedInMemory) served_.erase(served_.begin());
 }
 
 absl::Status FederationCore::ProcessActions() {
@@ -244,10 +250,8 @@ absl::Status FederationCore::HandlePublished(VersionPublished& published) {
   record.round = published.round;
   record.counts = published.counts;
   record.aggregation_error = published.aggregation_error;
-  uint64_t total_weight = 0;
   for (const Contribution& contribution : published.contributions) {
     record.update_bytes += contribution.wire_bytes;
-    total_weight += contribution.weight;
   }
   {
     absl::MutexLock lock(&mutex_);
@@ -255,13 +259,16 @@ absl::Status FederationCore::HandlePublished(VersionPublished& published) {
       record.metrics = Summarize(published.contributions, metrics_);
     }
   }
-  ASSIGN_OR_RETURN(record, StoreVersion(published.state, std::move(record), total_weight));
+  ASSIGN_OR_RETURN(Downlink::Version version,
+                   downlink_.Next(published.state.adapter, published.state.version));
+  const std::shared_ptr<const AdapterState> served = version.state;
+  ASSIGN_OR_RETURN(record, StoreVersion(published.state, std::move(record), std::move(version)));
   {
     absl::MutexLock lock(&mutex_);
     coordinator_->ConfirmPublished(record.version, clock_.Monotonic());
   }
   for (ServerEvents* const events : options_.events) {
-    events->OnPublished(record, published.state.adapter);
+    events->OnPublished(record, served->adapter());
   }
   return absl::OkStatus();
 }
@@ -332,10 +339,7 @@ void FederationCore::RecordHoldout(uint64_t version, double loss, int64_t tokens
   for (ServerEvents* const events : options_.events) events->OnEvaluated(version, loss, tokens);
 }
 
-uint64_t FederationCore::version() {
-  absl::MutexLock lock(&mutex_);
-  return served_.back().version;
-}
+uint64_t FederationCore::version() { return downlink_.version(); }
 
 uint64_t FederationCore::round() {
   absl::MutexLock lock(&mutex_);

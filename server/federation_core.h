@@ -27,6 +27,7 @@
 #include "common/base/clock.h"
 #include "fedge/v1/federation.pb.h"
 #include "server/coordinator.h"
+#include "server/downlink.h"
 #include "server/server_events.h"
 #include "server/store.h"
 #include "server/upload_buffer.h"
@@ -86,8 +87,9 @@ class FederationCore {
   uint64_t version();
   uint64_t round();
   bool finished();
-  LoraAdapter adapter();  // the fp32 master, a copy
-  absl::Status health();  // OK, or why the store failed
+  LoraAdapter adapter();                               // the fp32 master, a copy
+  LoraAdapter served() { return downlink_.served(); }  // what devices hold, a copy
+  absl::Status health();                               // OK, or why the store failed
   size_t known_nodes();
   // Once finished: how many of the known nodes have not been told so yet.
   size_t nodes_to_tell();
@@ -98,10 +100,10 @@ class FederationCore {
 
   absl::StatusOr<ModelState> LoadOrCreateVersion(const LoraAdapter& initial);
   absl::StatusOr<ModelState> LoadVersion(const VersionRecord& record);
-  // Encodes and stores the version, and makes it the one that is served.
+  absl::Status LoadHistory();
+  // Stores the version, of which `version` is what devices get, and makes it the one served.
   absl::StatusOr<VersionRecord> StoreVersion(const ModelState& state, VersionRecord record,
-                                             uint64_t total_weight);
-  void Serve(const VersionRecord& record, std::string encoded);
+                                             Downlink::Version version);
 
   absl::Status CheckServing();
   absl::Status CheckRun(absl::string_view run_id) const;
@@ -131,17 +133,11 @@ class FederationCore {
   Clock& clock_;
   v1::Assignment assignment_;  // what all assignments share
 
-  // What devices download; the newest few in memory.
-  struct Served {
-    uint64_t version = 0;
-    Digest digest;
-    std::shared_ptr<const std::string> bytes;
-  };
+  Downlink downlink_;  // locks for itself
 
   absl::Mutex actions_mutex_ ABSL_ACQUIRED_BEFORE(mutex_);
   absl::Mutex mutex_;
   std::unique_ptr<Coordinator> coordinator_ ABSL_GUARDED_BY(mutex_);
-  std::vector<Served> served_ ABSL_GUARDED_BY(mutex_);                      // oldest first
   std::map<std::string, v1::TaskMetrics> metrics_ ABSL_GUARDED_BY(mutex_);  // of metrics_round_
   uint64_t metrics_round_ ABSL_GUARDED_BY(mutex_) = 0;
   std::map<std::string, NodeRecord> seen_ ABSL_GUARDED_BY(mutex_);  // not stored yet

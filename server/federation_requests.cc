@@ -1,4 +1,5 @@
 // FederationCore: what devices ask.
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -11,6 +12,7 @@ namespace {
 
 constexpr size_t kMaxDeviceReportBytes = 4096;
 constexpr size_t kMaxErrorBytes = 256;
+constexpr absl::Duration kRoundJustEnded = absl::Milliseconds(100);
 
 // What a device wrote goes into logs: one bounded line.
 std::string OneLine(absl::string_view text) {
@@ -19,6 +21,13 @@ std::string OneLine(absl::string_view text) {
     if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = ' ';
   }
   return line;
+}
+
+// The version whose adapter goes with the answer.
+std::optional<uint64_t> VersionIn(const CheckInDecision& decision) {
+  if (const auto* const task = std::get_if<TaskAssignment>(&decision)) return task->adapter_version;
+  if (const auto* const ended = std::get_if<RunEnded>(&decision)) return ended->final_version;
+  return std::nullopt;
 }
 
 v1::UploadReceipt MakeReceipt(const UpdateVerdict& verdict, uint64_t committed) {
@@ -74,21 +83,20 @@ absl::StatusOr<v1::CheckInResponse> FederationCore::CheckIn(const v1::CheckInReq
                                                    " bytes, allowed are ", kMaxDeviceReportBytes));
   }
   v1::CheckInResponse response;
-  v1::ContentRef adapter;
   CheckInDecision decision;
   {
     absl::MutexLock lock(&mutex_);
     ASSIGN_OR_RETURN(decision, coordinator_->CheckIn(request.node_id(), *base, clock_.Monotonic()));
     seen_[request.node_id()] = {request.node_id(), clock_.Now(),
                                 request.device().SerializeAsString()};
-    const Served& served = served_.back();
-    adapter.set_sha256(served.digest.Raw());
-    adapter.set_size_bytes(served.bytes->size());
-    const auto* const task = std::get_if<TaskAssignment>(&decision);
-    FEDGE_CHECK(task == nullptr || task->adapter_version == served.version);
     if (std::holds_alternative<RunEnded>(decision)) told_.insert(request.node_id());
   }
   RETURN_IF_ERROR(ProcessActions());
+  std::optional<v1::AdapterSource> adapter;
+  if (const std::optional<uint64_t> version = VersionIn(decision)) {
+    adapter = downlink_.Offer(*version, request.held_adapter());
+    if (!adapter) decision = RetryLater{kRoundJustEnded, kRoundJustEnded, "the round has ended"};
+  }
   if (const auto* const task = std::get_if<TaskAssignment>(&decision)) {
     v1::Assignment& assignment = *response.mutable_assignment();
     assignment = assignment_;
@@ -100,7 +108,7 @@ absl::StatusOr<v1::CheckInResponse> FederationCore::CheckIn(const v1::CheckInReq
       assignment.mutable_codec()->set_frame(task->adapter_version);
     }
     assignment.set_adapter_version(task->adapter_version);
-    *assignment.mutable_adapter() = adapter;
+    *assignment.mutable_adapter() = *std::move(adapter);
     assignment.set_deadline_ms(static_cast<uint64_t>(absl::ToInt64Milliseconds(task->deadline)));
     assignment.set_seed(task->seed);
     FillSlice(
@@ -114,8 +122,7 @@ absl::StatusOr<v1::CheckInResponse> FederationCore::CheckIn(const v1::CheckInReq
   } else {
     v1::RunFinished& finished = *response.mutable_finished();
     finished.set_final_version(std::get<RunEnded>(decision).final_version);
-    *finished.mutable_adapter() = adapter;
-    *finished.mutable_lora() = assignment_.lora();
+    *finished.mutable_adapter() = *std::move(adapter);
     *finished.mutable_lora() = assignment_.lora();
   }
   return response;
@@ -126,13 +133,7 @@ absl::StatusOr<std::shared_ptr<const std::string>> FederationCore::OpenDownload(
   RETURN_IF_ERROR(CheckNodeId(request.node_id()));
   const absl::StatusOr<Digest> digest = DigestFromRaw(request.sha256());
   if (!digest.ok()) return Annotate(digest.status(), "sha256");
-  std::shared_ptr<const std::string> bytes;
-  {
-    absl::MutexLock lock(&mutex_);
-    for (const Served& served : served_) {
-      if (served.digest == *digest) bytes = served.bytes;
-    }
-  }
+  std::shared_ptr<const std::string> bytes = downlink_.Find(*digest);
   if (bytes == nullptr) {
     ASSIGN_OR_RETURN(const bool is_served, store_->IsServed(plan_.run_id, *digest));
     if (!is_served) {

@@ -46,7 +46,7 @@ absl::StatusOr<LoraAdapter> MakeInitial(const RunPlan& plan, const BaseModel& mo
   if (latest) return initial;
   ThreadPool pool(options.threads);
   const absl::Status status =
-      InitializeAdapter(plan.init, model, plan.seed, pool, *options.env, initial);
+      InitializeAdapter(plan.init, model, AdapterSeed(plan), pool, *options.env, initial);
   if (!status.ok()) return Annotate(status, "run.lora.init");
   return initial;
 }

@@ -49,7 +49,7 @@ void HoldoutEvaluator::Start(FederationCore& core) {
   FEDGE_CHECK(!worker_.joinable());
   {
     absl::MutexLock lock(&mutex_);
-    if (!waiting_) waiting_.emplace(core.version(), core.adapter());
+    if (!waiting_) waiting_.emplace(core.version(), core.served());
   }
   worker_ = std::thread([this, &core] { Work(core); });
 }

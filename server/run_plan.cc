@@ -284,6 +284,35 @@ void FillNodeRanks(const v1::LoraConfig& lora, Limits& limits, RunPlan& plan) {
   }
 }
 
+void FillDownlink(const v1::DownlinkConfig& downlink, Limits& limits, RunPlan& plan) {
+  DownlinkPlan& to = plan.downlink;
+  if (downlink.has_encoding()) {
+    if (downlink.encoding() == "fp16") {
+      to.encoding = DownlinkEncoding::kFp16;
+    } else if (downlink.encoding() == "exact") {
+      to.encoding = DownlinkEncoding::kExact;
+    } else if (downlink.encoding() != "delta") {
+      limits.Fail(absl::StrCat("run.downlink.encoding: '", downlink.encoding(),
+                               "' is not known; use delta, fp16 or exact"));
+    }
+  }
+  if (downlink.has_bits_per_parameter()) to.bits_per_parameter = downlink.bits_per_parameter();
+  constexpr absl::string_view kBits = "run.downlink.bits_per_parameter";
+  limits.AtMost(kBits, limits.Above(kBits, to.bits_per_parameter, 0.0), 32.0);
+  if (downlink.has_density()) {
+    to.density = downlink.density();
+    constexpr absl::string_view kDensity = "run.downlink.density";
+    limits.AtMost(kDensity, limits.Above(kDensity, to.density, 0.0), 1.0);
+    if (downlink.has_bits_per_parameter()) {
+      limits.Fail("run.downlink: give bits_per_parameter or density, not both");
+    }
+  }
+  if (downlink.has_levels()) {
+    limits.Within<uint32_t>("run.downlink.levels", downlink.levels(), 1, 1024);
+    to.levels = static_cast<int>(downlink.levels());
+  }
+}
+
 void FillAggregation(const v1::AggregationConfig& aggregation, Limits& limits, RunPlan& plan) {
   FillMode(aggregation, limits, plan);
   FillOuterOptimizer(aggregation, limits, plan);
@@ -368,7 +397,12 @@ absl::StatusOr<RunPlan> MakeRunPlan(const v1::ServerConfig& config, LoraSpec lor
   FillRounds(config.run(), limits, plan);
   FillTraining(config.run().training(), limits, plan);
   FillCodec(config.run().codec(), limits, plan);
+  FillDownlink(config.run().downlink(), limits, plan);
   FillAggregation(config.run().aggregation(), limits, plan);
+  // Changes between versions that have little to do with each other are no smaller than versions.
+  if (!config.run().downlink().has_encoding() && RotatesFrame(plan.aggregation)) {
+    plan.downlink.encoding = DownlinkEncoding::kFp16;
+  }
   FillNodeRanks(config.run().lora(), limits, plan);
   const double retry = config.has_retry_seconds() ? config.retry_seconds() : 5;
   limits.Within("retry_seconds", retry, 0.001, 86400.0);
@@ -388,6 +422,8 @@ absl::StatusOr<RunPlan> MakeRunPlan(const v1::ServerConfig& config, LoraSpec lor
   RETURN_IF_ERROR(limits.status());
   return plan;
 }
+
+uint64_t AdapterSeed(const RunPlan& plan) { return Rng::Stream(plan.seed, "adapter").Next(); }
 
 void FillAssignment(const RunPlan& plan, v1::Assignment& assignment) {
   assignment.set_run_id(plan.run_id);

@@ -48,6 +48,16 @@ struct NodeRank {
   double share = 0;                 // or: this share of all nodes, by a hash of their ids
 };
 
+// How versions travel to the devices (server/downlink.h).
+enum class DownlinkEncoding { kDelta, kFp16, kExact };
+struct DownlinkPlan {
+  DownlinkEncoding encoding = DownlinkEncoding::kDelta;
+  double bits_per_parameter = 1.0;  // of one version's delta, unless
+  double density = 0;               // is above 0: the fraction of the values that it changes,
+  int levels = 1;                   // in steps of a power of two, this many up to the smallest
+  bool plain = false;               // an error counts the same in A and B
+};
+
 struct RunPlan {
   std::string run_id = "default";
   uint64_t seed = 0;
@@ -76,6 +86,7 @@ struct RunPlan {
   ErrorFeedbackOptions feedback;
   int64_t warmup_rounds = 0;    // the density falls to codec.density over so many
   bool shared_support = false;  // of a seeded support: the same for all nodes of a round
+  DownlinkPlan downlink;
   // What becomes of the updates.
   AggregationMode aggregation = AggregationMode::kFactorAveraging;
   int64_t components_per_round = 0;     // 0: all
@@ -104,6 +115,9 @@ absl::StatusOr<LoraPlan> MakeLoraPlan(const v1::RunConfig& config);
 // Everything else. `config` is checked whole (also the fields the run does not use).
 absl::StatusOr<RunPlan> MakeRunPlan(const v1::ServerConfig& config, LoraSpec lora,
                                     const Digest& base_model);
+
+// The seed of version 0's values. Devices are told it, so it is not the run's own.
+uint64_t AdapterSeed(const RunPlan& plan);
 
 // The parts of an assignment that are the same for all nodes and rounds of a run: run id, base
 // model, LoRA layout, training and codec plans.

@@ -27,7 +27,7 @@ class ServerEvents {
   // Once a node and round. `update.reason` is one line without control characters.
   virtual void OnUpdate(const UpdateJudged& /*update*/) {}
   virtual void OnTaskFailed(const TaskFailed& /*failure*/) {}
-  // `adapter` is the fp32 master of the version; devices get `version.encoded`.
+  // `adapter` is what devices hold at that version.
   virtual void OnPublished(const VersionRecord& /*version*/, const LoraAdapter& /*adapter*/) {}
   virtual void OnAbandoned(const RoundAbandoned& /*round*/) {}
   // Server-side loss of a version over `tokens` held-out tokens, nats a token.

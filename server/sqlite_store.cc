@@ -10,7 +10,7 @@ namespace fedge {
 namespace {
 
 constexpr int64_t kApplicationId = 0x46454447;  // "FEDG"
-constexpr int64_t kSchemaVersion = 1;
+constexpr int64_t kSchemaVersion = 2;
 constexpr uint64_t kMaxBlobBytes = uint64_t{16} << 30;
 
 constexpr absl::string_view kSchema = R"sql(
@@ -38,6 +38,7 @@ CREATE TABLE versions(
   upload_bytes INTEGER NOT NULL, download_bytes INTEGER NOT NULL,
   holdout_loss REAL, created_us INTEGER NOT NULL,
   pruned INTEGER NOT NULL DEFAULT 0,  -- 1: its blobs are gone
+  snapshot BLOB,
   PRIMARY KEY(run_id, version), FOREIGN KEY(run_id, parent) REFERENCES versions(run_id, version)
 ) WITHOUT ROWID;
 CREATE INDEX versions_by_encoded ON versions(encoded);
@@ -53,10 +54,14 @@ CREATE TABLE nodes(
 ) WITHOUT ROWID;
 )sql";
 
+// From schema 1 on.
+constexpr absl::string_view kUpgrade = "ALTER TABLE versions ADD COLUMN snapshot BLOB";
+
 constexpr absl::string_view kVersionColumns =
     "version, round, encoded, encoded_bytes, master, momentum, assigned, accepted, rejected, "
     "dropped, late, update_bytes, devices, train_loss_first, train_loss_last, validation_loss, "
-    "validation_tokens, train_tokens, upload_bytes, download_bytes, holdout_loss, created_us";
+    "validation_tokens, train_tokens, upload_bytes, download_bytes, holdout_loss, created_us, "
+    "snapshot";
 
 absl::StatusOr<VersionRecord> ReadVersion(const SqliteStatement& row) {
   VersionRecord record;
@@ -86,7 +91,10 @@ absl::StatusOr<VersionRecord> ReadVersion(const SqliteStatement& row) {
   record.metrics.download_bytes = row.Unsigned(column++);
   if (!row.IsNull(column)) record.holdout_loss = row.Double(column);
   ++column;
-  record.created = absl::FromUnixMicros(row.Int(column));
+  record.created = absl::FromUnixMicros(row.Int(column++));
+  if (!row.IsNull(column)) {
+    ASSIGN_OR_RETURN(record.snapshot, row.DigestAt(column));
+  }
   return record;
 }
 
@@ -119,6 +127,11 @@ absl::Status SqliteStore::Prepare() {
   } else if (application != kApplicationId || schema < 1) {
     return absl::FailedPreconditionError(
         absl::StrCat(JoinPath(options_.dir, "fedge.db"), ": is not a database of fedge-server"));
+  } else if (schema == 1) {
+    ASSIGN_OR_RETURN(SqliteTransaction transaction, SqliteTransaction::Begin(*db_));
+    RETURN_IF_ERROR(db_->Execute(kUpgrade));
+    RETURN_IF_ERROR(db_->Execute(absl::StrCat("PRAGMA user_version=", kSchemaVersion)));
+    RETURN_IF_ERROR(transaction.Commit());
   } else if (schema > kSchemaVersion) {
     return absl::FailedPreconditionError(absl::StrCat(
         JoinPath(options_.dir, "fedge.db"), ": has schema version ", schema,
@@ -263,7 +276,7 @@ absl::Status SqliteStore::InsertVersion(absl::string_view run, const VersionReco
   ASSIGN_OR_RETURN(
       SqliteStatement insert,
       db_->Prepare(absl::StrCat("INSERT INTO versions(run_id, parent, ", kVersionColumns,
-                                ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)")));
+                                ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)")));
   insert.Bind(run);
   record.version == 0 ? insert.BindNull() : insert.Bind(record.version - 1);
   insert.Bind(record.version).Bind(record.round).Bind(record.encoded).Bind(record.encoded_bytes);
@@ -277,7 +290,9 @@ absl::Status SqliteStore::InsertVersion(absl::string_view run, const VersionReco
   insert.Bind(metrics.validation_loss).Bind(metrics.validation_tokens).Bind(metrics.train_tokens);
   insert.Bind(metrics.upload_bytes).Bind(metrics.download_bytes);
   record.holdout_loss ? insert.Bind(*record.holdout_loss) : insert.BindNull();
-  return insert.Bind(absl::ToUnixMicros(record.created)).Run();
+  insert.Bind(absl::ToUnixMicros(record.created));
+  record.snapshot ? insert.Bind(*record.snapshot) : insert.BindNull();
+  return insert.Run();
 }
 
 absl::StatusOr<VersionRecord> SqliteStore::PublishVersion(absl::string_view run,
@@ -290,6 +305,9 @@ absl::StatusOr<VersionRecord> SqliteStore::PublishVersion(absl::string_view run,
     ASSIGN_OR_RETURN(record.master, WriteBlob(blobs.master));
     if (!blobs.momentum.empty()) {
       ASSIGN_OR_RETURN(record.momentum, WriteBlob(blobs.momentum));
+    }
+    if (!blobs.snapshot.empty()) {
+      ASSIGN_OR_RETURN(record.snapshot, WriteBlob(blobs.snapshot));
     }
     record.encoded_bytes = blobs.encoded.size();
     ASSIGN_OR_RETURN(SqliteTransaction transaction, SqliteTransaction::Begin(*db_));
@@ -309,9 +327,9 @@ absl::StatusOr<VersionRecord> SqliteStore::PublishVersion(absl::string_view run,
 }
 
 absl::StatusOr<bool> SqliteStore::IsReferenced(const Digest& digest) {
-  ASSIGN_OR_RETURN(SqliteStatement query,
-                   db_->Prepare("SELECT 1 FROM versions WHERE pruned=0 AND "
-                                "(encoded=?1 OR master=?1 OR momentum=?1) LIMIT 1"));
+  ASSIGN_OR_RETURN(SqliteStatement query, db_->Prepare("SELECT 1 FROM versions WHERE pruned=0 AND "
+                                                       "(encoded=?1 OR master=?1 OR momentum=?1 OR "
+                                                       "snapshot=?1) LIMIT 1"));
   return query.Bind(digest).Step();
 }
 
@@ -321,13 +339,13 @@ absl::Status SqliteStore::Prune(absl::string_view run, uint64_t newest) {
   std::vector<Digest> gone;
   {
     ASSIGN_OR_RETURN(SqliteStatement query,
-                     db_->Prepare("SELECT encoded, master, momentum FROM versions "
+                     db_->Prepare("SELECT encoded, master, momentum, snapshot FROM versions "
                                   "WHERE run_id=? AND version<=? AND pruned=0"));
     query.Bind(run).Bind(last);
     for (;;) {
       ASSIGN_OR_RETURN(const bool row, query.Step());
       if (!row) break;
-      for (int column = 0; column < 3; ++column) {
+      for (int column = 0; column < 4; ++column) {
         if (query.IsNull(column)) continue;
         ASSIGN_OR_RETURN(const Digest digest, query.DigestAt(column));
         gone.push_back(digest);

@@ -50,6 +50,7 @@ struct VersionRecord {
   uint64_t encoded_bytes = 0;
   Digest master;                   // fp32 values
   std::optional<Digest> momentum;  // fp32 values
+  std::optional<Digest> snapshot;  // what devices hold (server/downlink.h)
   RoundCounts counts;
   uint64_t update_bytes = 0;     // wire bytes of the accepted updates
   double aggregation_error = 0;  // relative: server/aggregation.h
@@ -61,7 +62,8 @@ struct VersionRecord {
 struct VersionBlobs {
   absl::string_view encoded;
   absl::string_view master;
-  absl::string_view momentum;  // empty: none
+  absl::string_view momentum = {};  // empty: none
+  absl::string_view snapshot = {};  // empty: none
 };
 
 enum class Outcome { kAccepted = 1, kRejected = 2, kLate = 3, kFailed = 4 };

@@ -19,7 +19,8 @@ class FakeServer : public FederationLink {
  public:
   // What a check-in is answered with.
   v1::CheckInResponse answer;
-  std::map<std::string, std::string> content;  // by raw SHA-256
+  std::vector<v1::CheckInResponse> first_answers;  // each once, before `answer`
+  std::map<std::string, std::string> content;      // by raw SHA-256
   uint64_t chunk_bytes = 64;
   v1::UploadReceipt::Verdict verdict = v1::UploadReceipt::ACCEPTED;
   std::string reason;
@@ -55,7 +56,7 @@ class FakeServer : public FederationLink {
     check_ins.push_back(request);
     const absl::Status error = Next(&check_in_errors, absl::OkStatus());
     if (!error.ok()) return error;
-    return answer;
+    return Next(&first_answers, answer);
   }
 
   absl::Status Download(const v1::DownloadRequest& request, const ChunkSink& sink) override {

@@ -11,6 +11,7 @@
 #include "client/daemon.h"
 #include "common/base/digest.h"
 #include "common/base/logging.h"
+#include "common/codec/adapter_delta.h"
 #include "common/codec/update_codec.h"
 #include "common/training/evaluation.h"
 #include "tests/client/fake_server.h"
@@ -65,12 +66,21 @@ class ParticipantTest : public ::testing::Test {
   }
 
   std::string EncodeGlobal(uint64_t version) {
-    UpdateHeader header;
-    header.base_version = version;
-    header.layout_hash = spec_.layout_hash();
+    AdapterHeader header;
+    header.encoding = AdapterEncoding::kFp16;
+    header.to_version = version;
     header.base_model = base_->sha256();
-    const EncodeOptions dense = {.support = UpdateSupport::kDense, .value_bits = 16};
-    return EncodeUpdate(global_.values(), SliceLayout::Whole(spec_), header, dense, {}).value();
+    return EncodeAdapterValues(spec_, header, global_.values()).value();
+  }
+
+  v1::AdapterSource SourceOfGlobal(uint64_t version) {
+    const std::string content = EncodeGlobal(version);
+    v1::AdapterSource source;
+    source.set_run_id("run");
+    source.set_version(version);
+    source.set_values_crc32c(ReadAdapterHeader(content)->values_crc);
+    *source.mutable_values() = server_.Offer(content);
+    return source;
   }
 
   v1::Assignment& OfferTask(uint64_t round, uint64_t version) {
@@ -89,7 +99,7 @@ class ParticipantTest : public ::testing::Test {
       to.set_rank(static_cast<uint32_t>(module.rank));
     }
     task.set_adapter_version(version);
-    *task.mutable_adapter() = server_.Offer(EncodeGlobal(version));
+    *task.mutable_adapter() = SourceOfGlobal(version);
     task.mutable_training()->set_steps(3);
     task.mutable_training()->set_batch_size(2);
     task.mutable_training()->set_length(32);
@@ -115,6 +125,7 @@ class ParticipantTest : public ::testing::Test {
     parts.records = MakeRecords(records, "alpha");
     parts.link = &server_;
     parts.state = &store_;
+    parts.adapters = &adapters_;
     parts.clock = &clock_;
     return Participant(std::move(options), std::move(parts));
   }
@@ -127,9 +138,7 @@ class ParticipantTest : public ::testing::Test {
 
   double HeldOutLossOfTheSentAdapter() {
     LoraAdapter sent(spec_);
-    const DecodedUpdate decoded =
-        DecodeUpdate(EncodeGlobal(0), spec_.layout_hash(), SliceLayout::Whole(spec_)).value();
-    std::copy(decoded.values.begin(), decoded.values.end(), sent.values().begin());
+    EXPECT_TRUE(DecodeAdapterValues(spec_, base_->sha256(), EncodeGlobal(0), sent.values()).ok());
     const LocalExamples local =
         MakeLocalExamples(MakeRecords(40, "alpha"), base_->tokenizer(), 32, 11, 0.25);
     return EvaluateLoss(*transformer_, &sent, local.validation).mean();
@@ -147,6 +156,7 @@ class ParticipantTest : public ::testing::Test {
   LoraAdapter global_;
   testing::FakeServer server_;
   MemoryStore store_;
+  MemoryStore adapters_;
   ManualClock clock_;
 };
 
@@ -376,7 +386,36 @@ TEST_F(ParticipantTest, AnAdapterOfAnotherVersionIsRefused) {
   Participant participant = MakeParticipant();
   const StepOutcome outcome = Step(participant);
   EXPECT_EQ(outcome.kind, StepKind::kFailed);
-  EXPECT_THAT(outcome.detail, HasSubstr("version 0 where 9 was announced"));
+  EXPECT_THAT(outcome.detail, HasSubstr("adapter version 9, but its source is that of version 0"));
+}
+
+TEST_F(ParticipantTest, WhatItHoldsIsNotDownloadedAgain) {
+  Participant participant = MakeParticipant();
+  Step(participant);
+  EXPECT_TRUE(server_.check_ins[0].held_adapter().run_id().empty());
+  EXPECT_EQ(server_.metrics.download_bytes(), EncodeGlobal(0).size());
+  v1::AdapterSource& source = *OfferTask(2, 0).mutable_adapter();
+  source.set_held(true);
+  Step(participant);
+  EXPECT_EQ(server_.check_ins[1].held_adapter().run_id(), "run");
+  EXPECT_EQ(server_.check_ins[1].held_adapter().values_crc32c(), source.values_crc32c());
+  EXPECT_EQ(server_.metrics.download_bytes(), 0u);
+  EXPECT_EQ(server_.times_counted, 2);
+}
+
+TEST_F(ParticipantTest, AKeptAdapterThatIsWrongCostsOneWholeDownload) {
+  Participant participant = MakeParticipant();
+  Step(participant);
+  OfferTask(2, 0);
+  server_.first_answers = {server_.answer};
+  server_.first_answers[0].mutable_assignment()->mutable_adapter()->set_held(true);
+  adapters_.bytes["alpha"][200] ^= 1;
+  EXPECT_EQ(Step(participant).kind, StepKind::kAccepted);
+  ASSERT_EQ(server_.check_ins.size(), 3u);
+  EXPECT_EQ(server_.check_ins[1].held_adapter().run_id(), "run");
+  EXPECT_TRUE(server_.check_ins[2].held_adapter().run_id().empty());
+  EXPECT_EQ(server_.metrics.download_bytes(), EncodeGlobal(0).size());
+  EXPECT_TRUE(server_.reports.empty());
 }
 
 TEST_F(ParticipantTest, AVersionThatIsGoneSendsItBackToCheckIn) {
@@ -442,7 +481,7 @@ TEST_F(ParticipantTest, TheDaemonEndsWithTheRunAndGetsTheFinalAdapter) {
   const v1::LoraSpecProto lora = server_.answer.assignment().lora();
   v1::RunFinished& finished = *server_.answer.mutable_finished();
   finished.set_final_version(4);
-  *finished.mutable_adapter() = server_.Offer(EncodeGlobal(4));
+  *finished.mutable_adapter() = SourceOfGlobal(4);
   *finished.mutable_lora() = lora;
   Participant participant = MakeParticipant();
   EXPECT_FALSE(participant.FetchFinalAdapter().ok());

@@ -4,8 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <optional>
 #include <thread>
 
+#include "common/codec/adapter_state.h"
 #include "tests/server/federation_test_rig.h"
 #include "tests/testing/fault_env.h"
 
@@ -46,7 +48,7 @@ TEST(FederationCoreTest, RunsFromFirstCheckInToTheLastVersion) {
   const v1::CheckInResponse last = rig.CheckIn("node-00");
   ASSERT_EQ(last.outcome_case(), v1::CheckInResponse::kFinished);
   EXPECT_EQ(last.finished().final_version(), 3u);
-  EXPECT_EQ(last.finished().adapter().sha256(), rig.events.versions[2].encoded.Raw());
+  EXPECT_EQ(last.finished().adapter().values().sha256(), rig.events.versions[2].encoded.Raw());
   EXPECT_THAT(
       rig.events.lines,
       ElementsAre("start 1 on v0 with 4", "update 1 node-00 accepted", "update 1 node-01 accepted",
@@ -79,20 +81,88 @@ TEST(FederationCoreTest, AssignsThePlanAndServesTheVersion) {
 
   v1::DownloadRequest request;
   request.set_node_id("node-02");
-  request.set_sha256(task.adapter().sha256());
+  request.set_sha256(task.adapter().values().sha256());
   const auto bytes = rig.core->OpenDownload(request);
   ASSERT_TRUE(bytes.ok()) << bytes.status();
-  EXPECT_EQ((*bytes)->size(), task.adapter().size_bytes());
-  EXPECT_EQ(Sha256Of(**bytes).Raw(), task.adapter().sha256());
-  const auto decoded =
-      DecodeUpdate(**bytes, rig.plan.lora.layout_hash(), SliceLayout::Whole(rig.plan.lora));
-  ASSERT_TRUE(decoded.ok()) << decoded.status();
-  EXPECT_EQ(decoded->header.base_version, 0u);
-  EXPECT_EQ(decoded->header.base_model, rig.plan.base_model);
+  EXPECT_EQ((*bytes)->size(), task.adapter().values().size_bytes());
+  EXPECT_EQ(Sha256Of(**bytes).Raw(), task.adapter().values().sha256());
+  LoraAdapter decoded(rig.plan.lora);
+  const auto header =
+      DecodeAdapterValues(rig.plan.lora, rig.plan.base_model, **bytes, decoded.values());
+  ASSERT_TRUE(header.ok()) << header.status();
+  EXPECT_EQ(header->to_version, 0u);
+  EXPECT_EQ(header->values_crc, task.adapter().values_crc32c());
   const LoraAdapter initial = testing::TinyAdapter();
-  for (size_t i = 0; i < decoded->values.size(); ++i) {
-    EXPECT_NEAR(decoded->values[i], initial.values()[i], 1e-3);
+  for (size_t i = 0; i < decoded.values().size(); ++i) {
+    EXPECT_NEAR(decoded.values()[i], initial.values()[i], 1e-3);
   }
+}
+
+// What a device does with an offer: the state it holds then, and the bytes it downloaded.
+uint64_t Follow(FederationRig& rig, const v1::AdapterSource& source,
+                std::optional<AdapterState>& state) {
+  uint64_t bytes = 0;
+  if (source.has_seed()) {
+    state = AdapterState::FromSeed(rig.plan.lora, rig.plan.base_model, source.seed());
+  } else if (source.has_values()) {
+    v1::DownloadRequest request;
+    request.set_node_id("a");
+    request.set_sha256(source.values().sha256());
+    const auto content = rig.core->OpenDownload(request);
+    FEDGE_CHECK(content.ok(), content.status().message());
+    bytes += (*content)->size();
+    state = *AdapterState::FromValues(rig.plan.lora, rig.plan.base_model, **content);
+  }
+  for (const v1::ContentRef& ref : source.deltas()) {
+    v1::DownloadRequest request;
+    request.set_node_id("a");
+    request.set_sha256(ref.sha256());
+    const auto content = rig.core->OpenDownload(request);
+    FEDGE_CHECK(content.ok(), content.status().message());
+    bytes += (*content)->size();
+    EXPECT_TRUE(state->Apply(**content).ok());
+  }
+  EXPECT_EQ(state->version(), source.version());
+  EXPECT_EQ(state->crc(), source.values_crc32c());
+  EXPECT_EQ(state->adapter().values(), rig.core->served().values());
+  return bytes;
+}
+
+TEST(FederationCoreTest, DevicesFollowDeltasOverARestart) {
+  RunPlan plan = TinyPlan();
+  plan.downlink = {};
+  plan.downlink.density = 0.2;
+  FederationRig rig(plan);
+  rig.CheckInAll(4);
+  std::optional<AdapterState> state;
+  Follow(rig, rig.CheckIn("node-00").assignment().adapter(), state);
+  const auto check_in = [&] {
+    v1::CheckInRequest request = rig.CheckInRequest("node-00");
+    v1::HeldAdapter& held = *request.mutable_held_adapter();
+    held.set_run_id(plan.run_id);
+    held.set_version(state->version());
+    held.set_values_crc32c(state->crc());
+    held.set_start_version(state->start_version());
+    held.set_start_crc32c(state->start_crc());
+    return rig.core->CheckIn(request).value();
+  };
+  EXPECT_EQ(check_in().assignment().adapter().deltas_size(), 0);
+  rig.PlayRound(4, 1, 0);
+  EXPECT_EQ(Follow(rig, check_in().assignment().adapter(), state),
+            rig.events.versions[0].encoded_bytes);
+  rig.PlayRound(4, 2, 1);
+  const LoraAdapter served = rig.core->served();
+  EXPECT_EQ(rig.events.adapters.back().values(), served.values());
+  EXPECT_NE(served.values(), rig.core->adapter().values());
+  rig.Start();
+  EXPECT_EQ(rig.core->served().values(), served.values());
+  rig.CheckInAll(4);
+  EXPECT_EQ(Follow(rig, check_in().assignment().adapter(), state),
+            rig.events.versions[1].encoded_bytes);
+  rig.PlayRound(4, 4, 2);  // round 3 was open
+  const v1::CheckInResponse last = check_in();
+  ASSERT_TRUE(last.has_finished());
+  EXPECT_EQ(Follow(rig, last.finished().adapter(), state), rig.events.versions[2].encoded_bytes);
 }
 
 TEST(FederationCoreTest, RefusesDownloadsItDoesNotServe) {

@@ -69,8 +69,8 @@ class Device {
     if (!response.has_assignment()) return true;
     const v1::Assignment& task = response.assignment();
     std::string adapter;
-    EXPECT_TRUE(Download(task.adapter(), 0, adapter).ok());
-    EXPECT_EQ(Sha256Of(adapter).Raw(), task.adapter().sha256());
+    EXPECT_TRUE(Download(task.adapter().values(), 0, adapter).ok());
+    EXPECT_EQ(Sha256Of(adapter).Raw(), task.adapter().values().sha256());
     const std::string update = MakeUpdate(
         rig_.plan,
         {.round = task.round(), .base_version = task.adapter_version(), .seed = task.seed()});
@@ -131,7 +131,7 @@ TEST(FederationServiceTest, ResumesDownloads) {
   auto server = StartServer(rig);
   Device device(Connect(*server), rig, "node-00");
   rig.CheckInAll(4);
-  const v1::ContentRef content = device.CheckIn().assignment().adapter();
+  const v1::ContentRef content = device.CheckIn().assignment().adapter().values();
   std::string whole;
   ASSERT_TRUE(device.Download(content, 0, whole).ok());
   ASSERT_EQ(whole.size(), content.size_bytes());

@@ -135,6 +135,38 @@ TEST(RunPlanTest, NamesFieldValueAndLimit) {
   EXPECT_EQ(ErrorOf("max_update_bytes: 5"), "max_update_bytes: 5 is below 1024");
 }
 
+TEST(RunPlanTest, ReadsHowVersionsTravel) {
+  EXPECT_EQ(Plan("{}")->downlink.encoding, DownlinkEncoding::kDelta);
+  EXPECT_EQ(Plan("run: {downlink: {encoding: exact}}")->downlink.encoding,
+            DownlinkEncoding::kExact);
+  EXPECT_EQ(Plan("run: {downlink: {encoding: fp16}}")->downlink.encoding, DownlinkEncoding::kFp16);
+  EXPECT_EQ(Plan("run: {downlink: {bits_per_parameter: 0.25}}")->downlink.bits_per_parameter, 0.25);
+  const auto by_density = Plan("run: {downlink: {density: 0.03, levels: 4}}");
+  EXPECT_EQ(by_density->downlink.density, 0.03);
+  EXPECT_EQ(by_density->downlink.levels, 4);
+  EXPECT_EQ(Plan("run: {aggregation: {mode: flexlora}}")->downlink.encoding,
+            DownlinkEncoding::kFp16);  // its versions have no frame in common
+  EXPECT_EQ(
+      Plan("run: {aggregation: {mode: flexlora}, downlink: {encoding: delta}}")->downlink.encoding,
+      DownlinkEncoding::kDelta);
+  EXPECT_EQ(ErrorOf("run: {downlink: {encoding: zip}}"),
+            "run.downlink.encoding: 'zip' is not known; use delta, fp16 or exact");
+  EXPECT_EQ(ErrorOf("run: {downlink: {bits_per_parameter: 0}}"),
+            "run.downlink.bits_per_parameter: 0 must be above 0");
+  EXPECT_EQ(ErrorOf("run: {downlink: {bits_per_parameter: 33}}"),
+            "run.downlink.bits_per_parameter: 33 is above 32");
+  EXPECT_EQ(ErrorOf("run: {downlink: {density: 1.5}}"), "run.downlink.density: 1.5 is above 1");
+  EXPECT_EQ(ErrorOf("run: {downlink: {levels: 0}}"), "run.downlink.levels: 0 is below 1");
+  EXPECT_EQ(ErrorOf("run: {downlink: {density: 0.1, bits_per_parameter: 1}}"),
+            "run.downlink: give bits_per_parameter or density, not both");
+}
+
+TEST(RunPlanTest, TellsDevicesASeedThatIsNotTheRuns) {
+  const auto plan = Plan("run: {seed: 3}");
+  EXPECT_NE(AdapterSeed(*plan), 3u);
+  EXPECT_NE(AdapterSeed(*plan), AdapterSeed(*Plan("run: {seed: 4}")));
+}
+
 TEST(RunPlanTest, KeepsAFullCohortOfHeavyNodesWithinTheSum) {
   EXPECT_EQ(Plan("run: {nodes_per_round: 100000}")->max_examples_per_node, 21474u);
   EXPECT_EQ(ErrorOf("run: {nodes_per_round: 100000, "

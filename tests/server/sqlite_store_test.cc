@@ -65,7 +65,8 @@ absl::StatusOr<VersionRecord> Publish(SqliteStore& store, uint64_t version) {
   return store.PublishVersion(kRun, Version(version),
                               {.encoded = absl::StrCat("encoded ", version),
                                .master = absl::StrCat("master ", version),
-                               .momentum = version == 2 ? "momentum" : ""});
+                               .momentum = version == 2 ? "momentum" : "",
+                               .snapshot = version == 1 ? "snapshot" : ""});
 }
 
 TEST(SqliteStoreTest, KeepsVersionsOverReopening) {
@@ -88,6 +89,8 @@ TEST(SqliteStoreTest, KeepsVersionsOverReopening) {
   EXPECT_EQ(latest->encoded_bytes, 9u);
   EXPECT_EQ(latest->master, Sha256Of("master 1"));
   EXPECT_FALSE(latest->momentum.has_value());
+  ASSERT_TRUE(latest->snapshot.has_value());
+  EXPECT_EQ(*store->ReadBlob(*latest->snapshot), "snapshot");
   EXPECT_EQ(latest->counts.assigned, 4);
   EXPECT_EQ(latest->counts.accepted, 2);
   EXPECT_EQ(latest->counts.rejected, 1);
@@ -121,6 +124,7 @@ TEST(SqliteStoreTest, ServesOnlyEncodedBlobsOfKeptVersions) {
   // Two versions kept: three blobs of version 2 (with momentum), two of version 3.
   EXPECT_EQ((*Env::Posix()->ListDir(dir.File("blobs"))).size(), 5u);
   EXPECT_EQ(store->ReadBlob(Sha256Of("master 1")).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(store->ReadBlob(Sha256Of("snapshot")).status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ((*store->ListVersions(kRun)).size(), 4u);  // rows stay
 }
 
@@ -236,6 +240,23 @@ TEST(SqliteStoreTest, NamesDamagedAndForeignDatabases) {
     ASSERT_TRUE((*db)->Execute("PRAGMA user_version=99").ok());
   }
   EXPECT_THAT(std::string(Open(newer).status().message()), HasSubstr("schema version 99"));
+}
+
+TEST(SqliteStoreTest, TakesOverADatabaseOfSchemaOne) {
+  const TemporaryDir dir;
+  {
+    auto store = OpenOrDie(dir);
+    ASSERT_TRUE(Publish(*store, 0).ok());
+  }
+  {
+    auto db = SqliteDb::Open(dir.File("fedge.db"));
+    ASSERT_TRUE((*db)->Execute("ALTER TABLE versions DROP COLUMN snapshot").ok());
+    ASSERT_TRUE((*db)->Execute("PRAGMA user_version=1").ok());
+  }
+  auto store = OpenOrDie(dir);
+  EXPECT_FALSE((*store->LatestVersion(kRun))->snapshot.has_value());
+  ASSERT_TRUE(Publish(*store, 1).ok());
+  EXPECT_TRUE((*store->LatestVersion(kRun))->snapshot.has_value());
 }
 
 TEST(SqliteStoreTest, FindsDamageOfAnyPage) {

@@ -36,6 +36,7 @@ inline RunPlan TinyPlan() {
   plan.lora = TinySpec();
   plan.base_model = Sha256Of("tiny base");
   plan.codec = {.support = UpdateSupport::kDense, .value_bits = 16};
+  plan.downlink.encoding = DownlinkEncoding::kFp16;
   plan.max_update_bytes =
       EncodedSizeBound(static_cast<uint64_t>(plan.lora.num_parameters()), plan.codec);
   return plan;

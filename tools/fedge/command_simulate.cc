@@ -29,7 +29,8 @@ struct SimulateOptions {
   std::optional<uint32_t> rounds, cohort, steps, batch, length, rank, bits;
   std::optional<float> rate, alpha, completion_weight, momentum, server_rate, final_fraction;
   std::optional<double> density;
-  std::optional<std::string> support;
+  std::optional<std::string> support, downlink;
+  std::optional<double> downlink_bits, downlink_density;
 };
 
 // Chosen among some thirty settings by held-out perplexity and label accuracy on the bundled model
@@ -75,6 +76,10 @@ void ApplyFlags(const SimulateOptions& options, v1::RunConfig& run) {
   if (options.support) codec.set_support(*options.support);
   if (options.density) codec.set_density(*options.density);
   if (options.bits) codec.set_value_bits(*options.bits);
+  v1::DownlinkConfig& downlink = *run.mutable_downlink();
+  if (options.downlink) downlink.set_encoding(*options.downlink);
+  if (options.downlink_bits) downlink.set_bits_per_parameter(*options.downlink_bits);
+  if (options.downlink_density) downlink.set_density(*options.downlink_density);
 }
 
 // --data is a recipe's name or a path; a path that exists wins.
@@ -216,6 +221,19 @@ void AddRunOptions(CLI::App* command, SimulateOptions& options) {
   command->add_option("--density", options.density, "Fraction sent (default 0.1)")->type_name("X");
   command->add_option("--bits", options.bits, "Of a value: 1, 2 (default), 3, 4, 8, 16")
       ->type_name("N");
+  command
+      ->add_option("--downlink", options.downlink,
+                   "How versions reach the nodes: delta (default), fp16 or exact")
+      ->check(CLI::IsMember(std::vector<std::string>{"delta", "fp16", "exact"}))
+      ->type_name("NAME");
+  command
+      ->add_option("--downlink-bits", options.downlink_bits,
+                   "delta: bits a parameter and version (default 1)")
+      ->type_name("X");
+  command
+      ->add_option("--downlink-density", options.downlink_density,
+                   "delta: fraction of the values changed by a version, instead of a size")
+      ->type_name("X");
 }
 
 void AddWorkOptions(CLI::App* command, SimulateOptions& options) {

@@ -28,13 +28,13 @@ Fleet::Fleet(std::vector<NodeRecords> nodes, const FleetOptions& options, Worker
     participant.seed = Rng::Stream(options_.seed, absl::StrCat("node/", node->id)).Next();
     participant.max_validation_tokens = options_.max_validation_tokens;
     participant.keep_examples = options_.keep_examples;
-    participant.keep_adapter = false;  // each version is another one, and there are many nodes
     participant.device.set_threads(1);
     ParticipantParts parts;
     parts.base = pool_->shared_base();
     parts.records = std::move(records.records);
     parts.link = node->link.get();
     parts.state = &states_;
+    parts.adapters = &adapters_;
     parts.clock = options_.clock;
     parts.stopping = options_.stopping;
     node->participant = std::make_unique<Participant>(std::move(participant), std::move(parts));

@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "client/federation_link.h"
+#include "client/global_adapter.h"
 #include "client/participant.h"
 #include "common/base/clock.h"
 #include "common/base/env.h"
@@ -72,6 +73,7 @@ class Fleet {
   WorkerPool* const pool_;
   DirectoryStateStore spill_;
   BudgetedStateStore states_;
+  SharedStateStore adapters_;
   std::vector<std::unique_ptr<Node>> nodes_;
   std::map<std::string, Node*> by_id_;
 };

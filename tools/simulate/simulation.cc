@@ -140,8 +140,8 @@ absl::Status Simulation::LoadData() {
   }
   initial_ = LoraAdapter(plan_.lora);
   ThreadPool threads(options_.workers);
-  RETURN_IF_ERROR(
-      InitializeAdapter(plan_.init, base, plan_.seed, threads, *environment_.env, initial_));
+  RETURN_IF_ERROR(InitializeAdapter(plan_.init, base, AdapterSeed(plan_), threads,
+                                    *environment_.env, initial_));
   v1::Assignment assignment;
   FillAssignment(plan_, assignment);
   held_out_options_.length = plan_.length;
@@ -409,6 +409,12 @@ void Simulation::FillSettings() {
                        : absl::StrFormat(", density %g", plan_.codec.density),
                    ", ", plan_.codec.value_bits, " bits a value, error feedback ",
                    plan_.error_feedback ? "on" : "off"));
+  add("version encoding",
+      plan_.downlink.encoding == DownlinkEncoding::kExact  ? std::string("fp32")
+      : plan_.downlink.encoding == DownlinkEncoding::kFp16 ? std::string("fp16")
+      : plan_.downlink.density > 0
+          ? absl::StrFormat("deltas, density %g", plan_.downlink.density)
+          : absl::StrFormat("deltas, %g bits a parameter", plan_.downlink.bits_per_parameter));
   add("aggregation",
       absl::StrFormat("%s; outer optimizer %s, learning rate %g, momentum %g; a node weighs as its "
                       "examples, at most %s of them",
