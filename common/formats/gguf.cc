@@ -5,6 +5,7 @@
 #include <limits>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "common/base/byte_io.h"
 #include "common/base/status.h"
@@ -30,7 +31,7 @@ std::string Quoted(absl::string_view text) {
 
 bool HasControlCharacter(absl::string_view text) {
   return std::any_of(text.begin(), text.end(),
-                     [](char c) { return (c >= 0 && c < 0x20) || c == 0x7f; });
+                     [](char c) { return absl::ascii_iscntrl(static_cast<unsigned char>(c)); });
 }
 
 // Bytes of an element of fixed size; 0 for strings, arrays and unknown types.

@@ -4,6 +4,7 @@
 #include <set>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "common/base/byte_io.h"
 #include "common/base/status.h"
@@ -138,8 +139,9 @@ bool HeaderHandler::TopKey(const std::string& name) {
     if (std::exchange(has_metadata_, true)) return Fail("__metadata__ appears twice");
     return true;
   }
-  const bool has_control = std::any_of(name.begin(), name.end(),
-                                       [](char c) { return (c >= 0 && c < 0x20) || c == 0x7f; });
+  const bool has_control = std::any_of(name.begin(), name.end(), [](char c) {
+    return absl::ascii_iscntrl(static_cast<unsigned char>(c));
+  });
   if (name.empty() || name.size() > kMaxSafetensorsNameBytes || has_control) {
     return Fail(absl::StrCat("the tensor name ", Quoted(name), " is empty, longer than ",
                              kMaxSafetensorsNameBytes, " bytes or has control characters"));
