@@ -25,6 +25,13 @@ endif()
 # fused multiply-add explicitly through Highway.
 target_compile_options(fedge_options INTERFACE -ffp-contract=off)
 
+# On ARM, NEON alone and always, which Highway does when it believes that it cannot ask the processor:
+# the kernels keep vectors in arrays, which those of SVE, of unknown length, cannot be, and with a
+# choice Highway counts AES as part of NEON, which a Raspberry Pi 4 lacks.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+  target_compile_definitions(fedge_options INTERFACE TOOLCHAIN_MISS_SYS_AUXV_H)
+endif()
+
 if(FEDGE_SANITIZE)
   add_compile_options(-fsanitize=${FEDGE_SANITIZE} -fno-omit-frame-pointer)
   add_link_options(-fsanitize=${FEDGE_SANITIZE})

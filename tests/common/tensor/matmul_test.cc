@@ -75,10 +75,7 @@ struct Shape {
 // elsewhere.
 class MatMulTest : public ::testing::TestWithParam<int64_t> {
  protected:
-  void SetUp() override {
-    if ((hwy::SupportedTargets() & GetParam()) == 0) GTEST_SKIP() << hwy::TargetName(GetParam());
-    hwy::SetSupportedTargetsForTest(GetParam());
-  }
+  void SetUp() override { hwy::SetSupportedTargetsForTest(GetParam()); }
   void TearDown() override { hwy::SetSupportedTargetsForTest(0); }
 };
 
@@ -240,6 +237,22 @@ TEST_P(MatMulTest, StaysWithinTheBoundOfBfloat16ForEveryType) {
   }
 }
 
+TEST_P(MatMulTest, ComputesBf16AsFp32WhereThereIsNoBf16Dot) {
+  if (HasBFloat16Dot()) GTEST_SKIP() << "bf16 dot product on " << hwy::TargetName(GetParam());
+  constexpr int64_t kT = 37, kOut = 70, kIn = 288;
+  ThreadPool pool(2);
+  const TestWeight w = MakeWeight(DType::kQ4_0, kOut, kIn, 31);
+  const std::vector<float> x = RandomFloats(kT * kIn, 32), dy = RandomFloats(kT * kOut, 33);
+  const auto products = [&](Precision precision) {
+    std::vector<float> y(kT * kOut, NAN), dx(kT * kIn, NAN);
+    MatMulForward(w.view, x.data(), kT, 0.5f, Accumulate::kNo, y.data(), pool, precision);
+    MatMulBackward(w.view, dy.data(), kT, 0.5f, Accumulate::kNo, dx.data(), pool, precision);
+    y.insert(y.end(), dx.begin(), dx.end());
+    return y;
+  };
+  EXPECT_EQ(products(Precision::kBFloat16), products(Precision::kFloat32));
+}
+
 TEST_P(MatMulTest, AgreesWithTheNaiveProductForFewRows) {
   ThreadPool pool(2);
   for (const int64_t t : {1, 2, 3, 4}) {
@@ -258,8 +271,7 @@ TEST_P(MatMulTest, TakesAnEmptyDepthAsZero) {
 }
 
 INSTANTIATE_TEST_SUITE_P(AllTargets, MatMulTest,
-                         ::testing::Values<int64_t>(HWY_SSSE3, HWY_SSE4, HWY_AVX2, HWY_AVX3,
-                                                    HWY_AVX3_DL),
+                         ::testing::ValuesIn(hwy::SupportedAndGeneratedTargets()),
                          [](const auto& target) {
                            return std::string(hwy::TargetName(target.param));
                          });
