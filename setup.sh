@@ -4,6 +4,8 @@
 #
 #   ./setup.sh            build and test
 #   ./setup.sh --docker   also the Docker engine and compose (for deploy/)
+#   ./setup.sh --arm64    also what cross-compiles for 64-bit ARM, and qemu to run it (deploy/README.md)
+#   ./setup.sh --missing  names the packages it would install, by itself or after other options; installs nothing
 set -euo pipefail
 
 packages=(
@@ -16,11 +18,21 @@ packages=(
   # tests
   libgtest-dev libgmock-dev
 )
+# libyaml-cpp-dev:arm64 would push out this machine's own; cmake/arm64 makes do with the library.
+arm64_packages=(
+  crossbuild-essential-arm64 qemu-user-static
+  libgrpc++-dev:arm64 libprotobuf-dev:arm64 libabsl-dev:arm64 libssl-dev:arm64 libsqlite3-dev:arm64
+  libhwy-dev:arm64 libutf8proc-dev:arm64 libyaml-cpp0.7:arm64 libspdlog-dev:arm64
+  libgtest-dev:arm64 libgmock-dev:arm64
+)
+only_list=false
 for argument in "$@"; do
   case "$argument" in
     --docker) packages+=(docker.io docker-compose) ;;
+    --arm64) packages+=("${arm64_packages[@]}") ;;
+    --missing) only_list=true ;;
     *)
-      sed -n '2,6s/^# \{0,1\}//p' "$0"
+      sed -n '2,8s/^# \{0,1\}//p' "$0"
       exit 2
       ;;
   esac
@@ -32,6 +44,10 @@ for package in "${packages[@]}"; do
     missing+=("$package")
   fi
 done
+if $only_list; then
+  [ ${#missing[@]} -eq 0 ] || printf '%s\n' "${missing[@]}"
+  exit 0
+fi
 if [ ${#missing[@]} -eq 0 ]; then
   echo "setup: all ${#packages[@]} packages are installed"
   exit 0
@@ -46,5 +62,7 @@ if [ "$(id -u)" -ne 0 ]; then
   as_root=(sudo)
 fi
 echo "setup: installing ${missing[*]}"
+case " ${missing[*]} " in *:arm64*) "${as_root[@]}" dpkg --add-architecture arm64 ;; esac
 "${as_root[@]}" apt-get update -q
-"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+  apt-get install -q -y --no-remove --no-install-recommends "${missing[@]}"
