@@ -8,6 +8,7 @@
 //                                    only products like that
 //   engine_bench --filter demo --threads 1
 //                                    only the demo model, without the peaks
+//   engine_bench --target AVX2       kernels and peaks of that SIMD target, not the best one
 //   engine_bench --repeat 20         pieces of each measurement, best of (default 9)
 //
 // Every number is the best of several pieces taken in turn with the peak it is divided by, so that
@@ -469,6 +470,11 @@ int main(int argc, char** argv) {
       options.threads = std::atoi(argv[++i]);
     } else if (flag == "--repeat" && i + 1 < argc) {
       options.repeat = std::atoi(argv[++i]);
+    } else if (flag == "--target" && i + 1 < argc) {
+      if (!fedge::UseSimdTarget(argv[++i])) {
+        std::fprintf(stderr, "engine_bench: this machine has no target %s\n", argv[i]);
+        return 2;
+      }
     } else if (flag == "--measure-model" && i + 1 < argc) {
       measured_model = argv[++i];
     } else if (flag == "--model" && i + 1 < argc) {

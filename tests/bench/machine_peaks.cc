@@ -6,6 +6,7 @@
 #include <atomic>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "common/tensor/matmul.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -103,6 +104,15 @@ double RateOnce(ThreadPool& pool, const std::function<double()>& spin) {
 }
 
 }  // namespace
+
+bool UseSimdTarget(absl::string_view name) {
+  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    if (!absl::EqualsIgnoreCase(name, hwy::TargetName(target))) continue;
+    hwy::SetSupportedTargetsForTest(target);
+    return true;
+  }
+  return false;
+}
 
 double Seconds(int threads, const std::function<void()>& work) {
   const clockid_t clock = threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC;

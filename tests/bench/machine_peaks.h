@@ -7,10 +7,15 @@
 #include <functional>
 #include <vector>
 
+#include "absl/strings/string_view.h"
 #include "common/base/thread_pool.h"
 #include "common/tensor/matmul.h"
 
 namespace fedge {
+
+// Makes all kernels of this process run as on a machine that has no better target ("AVX2", case
+// does not matter). False when this machine has no such target.
+bool UseSimdTarget(absl::string_view name);
 
 // Seconds `work` takes. With one thread it is processor time, so that other processes on the
 // machine do not count; with more it is the time on the clock.

@@ -166,9 +166,9 @@ std::optional<ModelSteps> MeasureModel(const std::string& shape, DType type, int
   char self[4096];
   const ssize_t length = readlink("/proc/self/exe", self, sizeof(self) - 1);
   FEDGE_CHECK(length > 0, "no /proc/self/exe");
-  const std::string command =
-      absl::StrCat("'", absl::string_view(self, static_cast<size_t>(length)), "' --measure-model '",
-                   file.path, "' --threads ", threads, " --repeat ", repeat);
+  const std::string command = absl::StrCat(
+      "'", absl::string_view(self, static_cast<size_t>(length)), "' --measure-model '", file.path,
+      "' --threads ", threads, " --repeat ", repeat, " --target ", SimdTargetName());
   FILE* const child = popen(command.c_str(), "r");
   FEDGE_CHECK(child != nullptr, command);
   ModelSteps steps;
