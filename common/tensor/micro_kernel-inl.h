@@ -100,12 +100,15 @@ HWY_INLINE void MicroKernel(const Strip<E>& s) {
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < N; ++v) sum[r][v] = hn::Zero(d);
   }
+  // Kept in memory until the sums are done: with 16 registers none is left for it.
+  float scale_value = s.scale;
+  asm("" : "+m"(scale_value));
   const E* HWY_RESTRICT a = s.a;
   const E* HWY_RESTRICT b = s.b;
   for (int64_t k = 0; k < s.depth; ++k, a += s.a_depth_stride, b += s.b_stride) {
     MultiplyStep<N>(s, a, b, R, sum);
   }
-  const V scale = hn::Set(d, s.scale);
+  const V scale = hn::Set(d, scale_value);
   for (int r = 0; r < R; ++r) {
     float* const c = s.c + r * s.c_stride;
     for (int v = 0; v < N; ++v) {
