@@ -49,7 +49,17 @@ bool Finite(const PlotPoint& point) { return std::isfinite(point.x) && std::isfi
 
 std::string Number(double value, int decimals) { return absl::StrFormat("%.*f", decimals, value); }
 
+// "1", "10", "100", "1 k", ... "100 G", then as an exponent.
+std::string PowerOfTen(double exponent) {
+  constexpr const char* kPrefixes[] = {"", " k", " M", " G"};
+  const int power = static_cast<int>(std::lround(exponent));
+  if (power < 0 || power >= 12) return absl::StrCat("1e", power);
+  constexpr const char* kDigits[] = {"1", "10", "100"};
+  return absl::StrCat(kDigits[power % 3], kPrefixes[power / 3]);
+}
+
 std::string TickText(double value, int decimals, const PlotAxis& axis) {
+  if (axis.powers_of_ten) return PowerOfTen(value);
   if (axis.percent) return absl::StrCat(Number(value * 100, std::max(0, decimals - 2)), "%");
   return Number(value == 0 ? 0 : value, decimals);
 }
@@ -85,7 +95,8 @@ void Settle(const PlotAxis& axis, bool to_ticks, int tick_count, Range* range) {
     range->high += air;
   }
   if (!to_ticks) return;
-  const Ticks ticks = RoundTicks(range->low, range->high, tick_count, axis.whole_numbers);
+  const Ticks ticks =
+      RoundTicks(range->low, range->high, tick_count, axis.whole_numbers || axis.powers_of_ten);
   if (!axis.low) range->low = ticks.values.front();
   if (!axis.high) range->high = ticks.values.back();
 }
@@ -124,7 +135,8 @@ std::string RenderLegend(const Plot& plot, double* height) {
 std::string RenderAxes(const Plot& plot, const Frame& frame) {
   std::string out;
   const double right = kWidth - kRight;
-  const Ticks y_ticks = RoundTicks(frame.y.low, frame.y.high, 5, plot.y.whole_numbers);
+  const Ticks y_ticks =
+      RoundTicks(frame.y.low, frame.y.high, 5, plot.y.whole_numbers || plot.y.powers_of_ten);
   for (const double tick : y_ticks.values) {
     if (tick < frame.y.low - 1e-9 || tick > frame.y.high + 1e-9) continue;
     const double y = frame.Y(tick);
@@ -132,7 +144,8 @@ std::string RenderAxes(const Plot& plot, const Frame& frame) {
     absl::StrAppendFormat(&out, "<text class=\"tick end\" x=\"%.1f\" y=\"%.1f\">%s</text>",
                           kLeft - 8, y + 4, TickText(tick, y_ticks.decimals, plot.y));
   }
-  const Ticks x_ticks = RoundTicks(frame.x.low, frame.x.high, 7, plot.x.whole_numbers);
+  const Ticks x_ticks =
+      RoundTicks(frame.x.low, frame.x.high, 7, plot.x.whole_numbers || plot.x.powers_of_ten);
   for (const double tick : x_ticks.values) {
     if (tick < frame.x.low - 1e-9 || tick > frame.x.high + 1e-9) continue;
     const double x = frame.X(tick);

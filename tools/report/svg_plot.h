@@ -1,4 +1,4 @@
-// Small plots as inline SVG: lines, dots, stacked bars on linear axes with round ticks and units.
+// Small plots as inline SVG: lines, dots, stacked bars on axes with round ticks and units.
 //
 // Colours are CSS classes (s0..s4, axis, grid) that the page defines for light and dark. No script,
 // no external resource; every plot has a title and a description for screen readers.
@@ -33,7 +33,8 @@ struct PlotAxis {
   std::optional<double> low;
   std::optional<double> high;
   bool whole_numbers = false;
-  bool percent = false;  // values are fractions, ticks read "40%"
+  bool percent = false;        // values are fractions, ticks read "40%"
+  bool powers_of_ten = false;  // values are exponents, ticks read "10 k"
 };
 
 struct Plot {

@@ -1,0 +1,255 @@
+// The study of quality for bytes: runs ways of compressing beside the uncompressed reference on the
+// bundled model and appends a row for each to a CSV; rows that are there already are not run again.
+//
+//   quality_study --out docs/quality.csv                      all methods, seeds and data sets
+//   quality_study --methods dense-fp32,topk-1-2 --seeds 1     only these
+//   quality_study --methods try --yaml 'codec: {density: 0.02}'
+//                                                             a method of one's own
+//   quality_study --out docs/quality.csv --report docs/quality.md
+//                                                             tables and plots of what is in the
+//                                                             CSV
+//
+// Data sets: "packages" (descriptions of Debian packages; each node a maintainer, non-IID), "sotu"
+// (State of the Union addresses in equal parts; close to IID), or NAME=PATH of a JSONL or text.
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "common/base/clock.h"
+#include "common/base/env.h"
+#include "common/base/logging.h"
+#include "common/base/status.h"
+#include "common/base/thread_pool.h"
+#include "common/config/config_file.h"
+#include "fedge/v1/config.pb.h"
+#include "tests/quality/methods.h"
+#include "tests/quality/study.h"
+#include "tests/quality/study_report.h"
+#include "tools/recipes/recipe.h"
+#include "tools/simulate/simulation.h"
+
+namespace fedge {
+namespace {
+
+struct Options {
+  std::string out = "docs/quality.csv";
+  std::string report;
+  std::string curves = "build/quality";  // the curves of the runs, a file each
+  std::string model = "models/fedge-tiny/fedge-tiny-q8_0.gguf";
+  std::vector<std::string> methods, datasets = {"packages", "sotu"};
+  std::vector<uint64_t> seeds = {1, 2, 3};
+  std::string yaml;
+  int64_t nodes = 20;
+  int workers = 0;
+};
+
+// The run that all methods change: every node takes part in each round, so that a version's bytes
+// are a round's.
+constexpr const char* kReference =
+    "{rounds: 24, nodes_per_round: 20, lora: {rank: 8},"
+    " training: {steps: 6, batch_size: 4, length: 64, learning_rate: 0.01,"
+    "            final_learning_rate_fraction: 0.1},"
+    " aggregation: {max_examples_per_node: 100}}";
+
+absl::StatusOr<v1::RunConfig> ConfigOf(const StudyMethod& method, uint64_t seed) {
+  v1::RunConfig run, changes;
+  RETURN_IF_ERROR(ParseConfig(kReference, "reference", run));
+  RETURN_IF_ERROR(ParseConfig(method.yaml, method.name, changes));
+  run.MergeFrom(changes);
+  run.set_id("study");
+  run.set_seed(seed);
+  return run;
+}
+
+absl::StatusOr<std::string> PathOf(const std::string& dataset) {
+  const std::vector<std::string> parts = absl::StrSplit(dataset, absl::MaxSplits('=', 1));
+  if (parts.size() == 2) return parts[1];
+  const std::string recipe = dataset == "packages" ? "debian-packages" : dataset;
+  return MaterializeRecipe(recipe, DefaultCacheDir(), *Env::Posix(), [](absl::string_view) {});
+}
+
+class Study {
+ public:
+  explicit Study(Options options) : options_(std::move(options)) {}
+
+  absl::Status Run() {
+    RETURN_IF_ERROR(ReadRows());
+    for (const std::string& dataset : options_.datasets) {
+      for (const uint64_t seed : options_.seeds) RETURN_IF_ERROR(RunSeed(dataset, seed));
+    }
+    return absl::OkStatus();
+  }
+  const std::vector<StudyRow>& rows() const { return rows_; }
+
+ private:
+  std::string NameOf(const std::string& dataset) const {
+    return std::vector<std::string>(absl::StrSplit(dataset, '='))[0];
+  }
+  std::string CurvePath(const std::string& method, const std::string& dataset,
+                        uint64_t seed) const {
+    return JoinPath(options_.curves, absl::StrCat(NameOf(dataset), "-", method, "-", seed, ".csv"));
+  }
+
+  absl::Status ReadRows() {
+    if (!Env::Posix()->Exists(options_.out)) return absl::OkStatus();
+    ASSIGN_OR_RETURN(const std::string csv, Env::Posix()->ReadFile(options_.out, 1 << 26));
+    ASSIGN_OR_RETURN(rows_, ParseStudy(csv));
+    return absl::OkStatus();
+  }
+  absl::Status Append(const StudyRow& row) {
+    rows_.push_back(row);
+    std::string csv = absl::StrCat(kStudyHeader, "\n");
+    for (const StudyRow& each : rows_) absl::StrAppend(&csv, CsvLine(each), "\n");
+    return Env::Posix()->WriteFileAtomic(options_.out, csv);
+  }
+  bool Done(const std::string& method, const std::string& dataset, uint64_t seed) const {
+    for (const StudyRow& row : rows_) {
+      if (row.method == method && row.dataset == NameOf(dataset) && row.seed == seed) return true;
+    }
+    return false;
+  }
+
+  absl::Status RunSeed(const std::string& dataset, uint64_t seed) {
+    ASSIGN_OR_RETURN(const LossCurve reference,
+                     CurveFor(FindMethod(kReferenceMethod), dataset, seed));
+    for (const std::string& name : options_.methods) {
+      if (Done(name, dataset, seed)) continue;
+      StudyMethod method = FindMethod(name);
+      if (!options_.yaml.empty()) method.yaml = options_.yaml;
+      ASSIGN_OR_RETURN(const LossCurve curve, CurveFor(method, dataset, seed));
+      StudyRow row = Compare(curve, reference);
+      row.method = name;
+      row.seed = seed;
+      row.dataset = NameOf(dataset);
+      row.nodes = options_.nodes;
+      std::printf("%s\n", DescribeRow(row, Compare(reference, reference)).c_str());
+      std::fflush(stdout);
+      RETURN_IF_ERROR(Append(row));
+    }
+    return absl::OkStatus();
+  }
+
+  // From the file of an earlier run where there is one.
+  absl::StatusOr<LossCurve> CurveFor(const StudyMethod& method, const std::string& dataset,
+                                     uint64_t seed) {
+    const std::string path = CurvePath(method.name, dataset, seed);
+    if (options_.yaml.empty() && Env::Posix()->Exists(path)) {
+      ASSIGN_OR_RETURN(const std::string csv, Env::Posix()->ReadFile(path, 1 << 20));
+      return ParseCurve(csv);
+    }
+    SimulationOptions simulation;
+    simulation.model = options_.model;
+    ASSIGN_OR_RETURN(simulation.data.path, PathOf(dataset));
+    simulation.data.nodes = options_.nodes;
+    simulation.data.sample = true;
+    simulation.data.min_records = 10;
+    ASSIGN_OR_RETURN(simulation.run, ConfigOf(method, seed));
+    simulation.workers =
+        options_.workers > 0 ? options_.workers : ThreadPool::AvailableProcessors();
+    simulation.centralized = false;
+    simulation.label_questions = 0;
+    simulation.eval_tokens = 8000;
+    simulation.out_dir = JoinPath(options_.curves, "run");
+    SimulationEnvironment environment;
+    environment.env = Env::Posix();
+    environment.wall = Clock::Real();
+    ASSIGN_OR_RETURN(const RunReport report, RunSimulation(simulation, environment));
+    const LossCurve curve =
+        CurveOf(report, method.name == kReferenceMethod ? report.adapter_parameters : 0);
+    RETURN_IF_ERROR(Env::Posix()->WriteFileAtomic(path, CurveCsv(curve)));
+    return curve;
+  }
+
+  Options options_;
+  std::vector<StudyRow> rows_;
+};
+
+absl::Status WriteReport(const Options& options, const std::vector<StudyRow>& rows) {
+  Env& env = *Env::Posix();
+  ASSIGN_OR_RETURN(const std::string page, env.ReadFile(options.report, 1 << 24));
+  ASSIGN_OR_RETURN(const std::string whole, ReplaceStudy(page, StudyTables(rows)));
+  RETURN_IF_ERROR(env.WriteFileAtomic(options.report, whole));
+  const std::string folder(DirName(options.report));
+  for (const std::string& dataset : options.datasets) {
+    const std::string name = std::vector<std::string>(absl::StrSplit(dataset, '='))[0];
+    std::vector<NamedCurve> curves;
+    for (const std::string& method : options.methods) {
+      const std::string path =
+          JoinPath(options.curves, absl::StrCat(name, "-", method, "-", options.seeds[0], ".csv"));
+      if (!env.Exists(path)) continue;
+      ASSIGN_OR_RETURN(const std::string csv, env.ReadFile(path, 1 << 20));
+      ASSIGN_OR_RETURN(LossCurve curve, ParseCurve(csv));
+      curves.push_back({method, std::move(curve)});
+    }
+    RETURN_IF_ERROR(env.WriteFileAtomic(
+        JoinPath(folder, absl::StrCat("quality-curves-", name, ".svg")), CurvesSvg(name, curves)));
+    RETURN_IF_ERROR(
+        env.WriteFileAtomic(JoinPath(folder, absl::StrCat("quality-frontier-", name, ".svg")),
+                            FrontierSvg(name, rows)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RunProgram(Options options) {
+  if (options.methods.empty()) {
+    for (const StudyMethod& method : StudyMethods()) options.methods.push_back(method.name);
+  }
+  RETURN_IF_ERROR(Env::Posix()->CreateDirs(options.curves));
+  Study study(options);
+  RETURN_IF_ERROR(study.Run());
+  return options.report.empty() ? absl::OkStatus() : WriteReport(options, study.rows());
+}
+
+}  // namespace
+}  // namespace fedge
+
+int main(int argc, char** argv) {
+  fedge::SetLogLevel(fedge::LogLevel::kOff);
+  fedge::Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string flag = argv[i];
+    const auto list = [&] {
+      return std::vector<std::string>(absl::StrSplit(argv[++i], ',', absl::SkipEmpty()));
+    };
+    if (i + 1 >= argc) {
+      std::fprintf(stderr, "quality_study: %s needs a value\n", argv[i]);
+      return 2;
+    }
+    if (flag == "--out") {
+      options.out = argv[++i];
+    } else if (flag == "--report") {
+      options.report = argv[++i];
+    } else if (flag == "--curves") {
+      options.curves = argv[++i];
+    } else if (flag == "--model") {
+      options.model = argv[++i];
+    } else if (flag == "--methods") {
+      options.methods = list();
+    } else if (flag == "--data") {
+      options.datasets = list();
+    } else if (flag == "--seeds") {
+      options.seeds.clear();
+      for (const std::string& seed : list())
+        options.seeds.push_back(std::strtoull(seed.c_str(), nullptr, 10));
+    } else if (flag == "--yaml") {
+      options.yaml = argv[++i];
+    } else if (flag == "--nodes") {
+      options.nodes = std::atoll(argv[++i]);
+    } else if (flag == "--workers") {
+      options.workers = std::atoi(argv[++i]);
+    } else {
+      std::fprintf(stderr, "quality_study: unknown option %s\n", argv[i]);
+      return 2;
+    }
+  }
+  const absl::Status status = fedge::RunProgram(std::move(options));
+  if (!status.ok())
+    std::fprintf(stderr, "quality_study: %s\n", std::string(status.message()).c_str());
+  return status.ok() ? 0 : 1;
+}
