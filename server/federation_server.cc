@@ -82,11 +82,7 @@ absl::StatusOr<std::unique_ptr<FederationCore>> MakeCore(const v1::ServerConfig&
 
 absl::StatusOr<RunPlan> PlanRun(const v1::ServerConfig& config, const BaseModel& model) {
   ASSIGN_OR_RETURN(const LoraPlan lora, MakeLoraPlan(config.run()));
-  LoraTargets targets;
-  targets.modules = lora.target_modules;
-  targets.rank = lora.rank;
-  targets.alpha = lora.alpha;
-  absl::StatusOr<LoraSpec> spec = model.MakeLoraSpec(targets);
+  absl::StatusOr<LoraSpec> spec = model.MakeLoraSpec(lora.targets);
   if (!spec.ok()) return Annotate(spec.status(), "run.lora");
   ASSIGN_OR_RETURN(RunPlan plan, MakeRunPlan(config, *std::move(spec), model.sha256()));
   if (plan.length > model.config().context_length) {

@@ -98,6 +98,8 @@ void FillTraining(const v1::TrainingConfig& training, Limits& limits, RunPlan& p
   limits.Within("run.training.completion_weight", plan.completion_weight, 1e-3f, 1e3f);
   if (training.has_lora_plus_ratio()) plan.lora_plus_ratio = training.lora_plus_ratio();
   limits.Within("run.training.lora_plus_ratio", plan.lora_plus_ratio, 1e-3f, 1e3f);
+  plan.lora_dropout = training.lora_dropout();
+  limits.Within("run.training.lora_dropout", plan.lora_dropout, 0.0f, 0.99f);
   if (training.has_validation_fraction()) plan.validation_fraction = training.validation_fraction();
   limits.Within("run.training.validation_fraction", plan.validation_fraction, 0.0, 0.9);
 }
@@ -353,32 +355,37 @@ bool RotatesFrame(AggregationMode mode) {
 
 absl::StatusOr<LoraPlan> MakeLoraPlan(const v1::RunConfig& config) {
   LoraPlan plan;
+  LoraTargets& targets = plan.targets;
   Limits limits;
   const v1::LoraConfig& lora = config.lora();
-  if (lora.has_rank()) plan.rank = lora.rank();
-  limits.Within<int64_t>("run.lora.rank", plan.rank, 1, kMaxLoraRank);
-  plan.alpha = lora.has_alpha() ? lora.alpha() : 2 * static_cast<float>(plan.rank);
-  limits.AtMost("run.lora.alpha", limits.Above("run.lora.alpha", plan.alpha, 0.0f), 1e6f);
+  targets.rank = lora.has_rank() ? lora.rank() : 8;
+  limits.Within<int64_t>("run.lora.rank", targets.rank, 1, kMaxLoraRank);
+  targets.alpha = lora.has_alpha() ? lora.alpha() : 2 * static_cast<float>(targets.rank);
+  limits.AtMost("run.lora.alpha", limits.Above("run.lora.alpha", targets.alpha, 0.0f), 1e6f);
   if (lora.target_modules_size() > 0) {
-    plan.target_modules.assign(lora.target_modules().begin(), lora.target_modules().end());
+    targets.modules.assign(lora.target_modules().begin(), lora.target_modules().end());
   }
-  plan.trained_rank = plan.rank;
+  plan.trained_rank = targets.rank;
   const std::string& mode = config.aggregation().mode();
   const bool has_correction = mode == "fedex" || mode == "flora";
   constexpr absl::string_view kCorrection = "run.aggregation.correction_rank";
   if (has_correction) {
     const int64_t more = config.aggregation().has_correction_rank()
                              ? config.aggregation().correction_rank()
-                             : plan.rank;
-    limits.Within<int64_t>(kCorrection, more, 1, kMaxLoraRank - plan.rank);
-    plan.rank += more;
+                             : targets.rank;
+    limits.Within<int64_t>(kCorrection, more, 1, kMaxLoraRank - targets.rank);
+    targets.rank += more;
   } else if (config.aggregation().has_correction_rank()) {
     limits.Fail(absl::StrCat(kCorrection, ": only modes fedex and flora have one"));
   }
   RETURN_IF_ERROR(limits.status());
+  if (lora.has_layers()) {
+    const absl::Status layers = ParseLayerRange(lora.layers(), targets);
+    if (!layers.ok()) return Annotate(layers, "run.lora.layers");
+  }
   const auto trained = static_cast<float>(plan.trained_rank);
-  if (lora.rslora()) plan.alpha *= std::sqrt(trained);
-  plan.alpha *= static_cast<float>(plan.rank) / trained;
+  if (lora.rslora()) targets.alpha *= std::sqrt(trained);
+  targets.alpha *= static_cast<float>(targets.rank) / trained;
   return plan;
 }
 
@@ -387,7 +394,7 @@ absl::StatusOr<RunPlan> MakeRunPlan(const v1::ServerConfig& config, LoraSpec lor
   ASSIGN_OR_RETURN(const LoraPlan lora_plan, MakeLoraPlan(config.run()));
   RunPlan plan;
   plan.lora = std::move(lora);
-  if (lora_plan.trained_rank < lora_plan.rank) plan.trained_rank = lora_plan.trained_rank;
+  if (lora_plan.trained_rank < lora_plan.targets.rank) plan.trained_rank = lora_plan.trained_rank;
   plan.base_model = base_model;
   if (config.run().lora().has_init()) plan.init.kind = config.run().lora().init();
   plan.init.unquantized = config.run().lora().init_from();
@@ -449,6 +456,7 @@ void FillAssignment(const RunPlan& plan, v1::Assignment& assignment) {
   training.set_weight_decay(plan.weight_decay);
   training.set_completion_weight(plan.completion_weight);
   training.set_lora_plus_ratio(plan.lora_plus_ratio);
+  training.set_lora_dropout(plan.lora_dropout);
   training.set_validation_fraction(plan.validation_fraction);
   training.set_split_seed(Rng::Stream(plan.seed, "split").Next());
   v1::CodecPlan& codec = *assignment.mutable_codec();

@@ -13,6 +13,7 @@
 #include "common/base/digest.h"
 #include "common/codec/error_feedback.h"
 #include "common/codec/update_codec.h"
+#include "common/model/base_model.h"
 #include "common/training/adapter_init.h"
 #include "server/outer_optimizer.h"
 
@@ -80,6 +81,7 @@ struct RunPlan {
   float weight_decay = 0;
   float completion_weight = 1;
   float lora_plus_ratio = 1;
+  float lora_dropout = 0;
   double validation_fraction = 0.1;
   EncodeOptions codec;
   bool error_feedback = true;
@@ -101,12 +103,10 @@ struct RunPlan {
 
 // The adapter a run asks for, before the base model turns it into a LoraSpec.
 struct LoraPlan {
-  std::vector<std::string> target_modules = {"all"};
-  int64_t rank = 8;          // of the adapter: trained and frozen components
-  int64_t trained_rank = 8;  // of it, what nodes train
-  // What LoraSpec divides by the rank: rsLoRA is in it, and frozen components do not change what a
-  // trained one counts.
-  float alpha = 16;
+  // The rank is that of trained and frozen components; alpha is what LoraSpec divides by it: rsLoRA
+  // is in it, and frozen components do not change what a trained one counts.
+  LoraTargets targets;
+  int64_t trained_rank = 8;  // of the rank, what nodes train
 };
 
 // InvalidArgument names the field, its value and the limit: "run.lora.rank: 5000 is above 1024".

@@ -119,6 +119,9 @@ TEST_F(FederationServerTest, NamesWhatIsWrongWithAConfiguration) {
   config_.mutable_run()->mutable_lora()->add_target_modules("nose");
   EXPECT_THAT(message(), HasSubstr("nose"));
   config_ = good;
+  config_.mutable_run()->mutable_lora()->set_layers("1-7");
+  EXPECT_EQ(message(), "run.lora: LoRA target layers 1 to 7: the model has layers 0 to 1");
+  config_ = good;
   config_.set_listen("nowhere");
   EXPECT_THAT(message(), StartsWith("listen: 'nowhere' is not host:port"));
   EXPECT_EQ(CheckServerConfig(config_, *Env::Posix()).code(), absl::StatusCode::kInvalidArgument);

@@ -50,10 +50,13 @@ TEST(RunPlanTest, FillsInTheDocumentedDefaults) {
   EXPECT_EQ(plan->max_examples_per_node, 1'000'000u);
   EXPECT_EQ(plan->max_update_bytes,
             EncodedSizeBound(static_cast<uint64_t>(plan->lora.num_parameters()), plan->codec));
+  EXPECT_EQ(plan->lora_dropout, 0.0f);
   const auto lora = MakeLoraPlan(v1::RunConfig());
-  EXPECT_EQ(lora->rank, 8);
-  EXPECT_EQ(lora->alpha, 16.0f);
-  EXPECT_EQ(lora->target_modules, std::vector<std::string>{"all"});
+  EXPECT_EQ(lora->targets.rank, 8);
+  EXPECT_EQ(lora->targets.alpha, 16.0f);
+  EXPECT_EQ(lora->targets.modules, std::vector<std::string>{"all"});
+  EXPECT_EQ(lora->targets.first_layer, 0);
+  EXPECT_EQ(lora->targets.last_layer, -1);
 }
 
 TEST(RunPlanTest, TakesHowTheAdapterStartsAndIsScaled) {
@@ -69,11 +72,27 @@ TEST(RunPlanTest, TakesHowTheAdapterStartsAndIsScaled) {
   run.mutable_lora()->set_rank(64);
   run.mutable_lora()->set_alpha(16);
   run.mutable_lora()->set_rslora(true);
-  EXPECT_EQ(MakeLoraPlan(run)->alpha, 128.0f);
+  EXPECT_EQ(MakeLoraPlan(run)->targets.alpha, 128.0f);
   EXPECT_EQ(ErrorOf("run: {lora: {init: svd}}"),
             "run.lora.init: unknown adapter initialisation \"svd\"; known: zero-b, loftq");
   EXPECT_EQ(ErrorOf("run: {training: {lora_plus_ratio: 0}}"),
             "run.training.lora_plus_ratio: 0 is below 0.001");
+}
+
+TEST(RunPlanTest, TakesLayersAndDropoutOfTheAdapter) {
+  v1::RunConfig run;
+  run.mutable_lora()->set_layers("8-23");
+  EXPECT_EQ(MakeLoraPlan(run)->targets.first_layer, 8);
+  EXPECT_EQ(MakeLoraPlan(run)->targets.last_layer, 23);
+  EXPECT_EQ(ErrorOf("run: {lora: {layers: 3-x}}"),
+            "run.lora.layers: \"3-x\": write FIRST-LAST, FIRST- or one layer, from 0 on");
+  const auto plan = Plan("run: {training: {lora_dropout: 0.25}}");
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  v1::Assignment assignment;
+  FillAssignment(*plan, assignment);
+  EXPECT_EQ(assignment.training().lora_dropout(), 0.25f);
+  EXPECT_EQ(ErrorOf("run: {training: {lora_dropout: 1}}"),
+            "run.training.lora_dropout: 1 is above 0.99");
 }
 
 TEST(RunPlanTest, TakesWhatIsWritten) {
@@ -256,13 +275,13 @@ TEST(RunPlanTest, CorrectionsAreFrozenComponentsOfTheAdapter) {
   run.mutable_lora()->set_alpha(10);
   run.mutable_aggregation()->set_mode("fedex");
   run.mutable_aggregation()->set_correction_rank(2);
-  EXPECT_EQ(MakeLoraPlan(run)->rank, 6);
+  EXPECT_EQ(MakeLoraPlan(run)->targets.rank, 6);
   EXPECT_EQ(MakeLoraPlan(run)->trained_rank, 4);
-  EXPECT_EQ(MakeLoraPlan(run)->alpha, 15.0f);  // 15 / 6 = 10 / 4
+  EXPECT_EQ(MakeLoraPlan(run)->targets.alpha, 15.0f);  // 15 / 6 = 10 / 4
   run.mutable_aggregation()->clear_correction_rank();
-  EXPECT_EQ(MakeLoraPlan(run)->rank, 8);
+  EXPECT_EQ(MakeLoraPlan(run)->targets.rank, 8);
   run.mutable_aggregation()->set_mode("rolora");
-  EXPECT_EQ(MakeLoraPlan(run)->rank, 4);
+  EXPECT_EQ(MakeLoraPlan(run)->targets.rank, 4);
   run.mutable_aggregation()->set_correction_rank(2);
   EXPECT_EQ(MakeLoraPlan(run).status().message(),
             "run.aggregation.correction_rank: only modes fedex and flora have one");

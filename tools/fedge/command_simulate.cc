@@ -28,8 +28,9 @@ struct SimulateOptions {
   std::optional<uint64_t> seed;
   std::optional<uint32_t> rounds, cohort, steps, batch, length, rank, bits;
   std::optional<float> rate, alpha, completion_weight, momentum, server_rate, final_fraction;
+  std::optional<float> lora_dropout;
   std::optional<double> density;
-  std::optional<std::string> support, downlink;
+  std::optional<std::string> support, layers, downlink;
   std::optional<double> downlink_bits, downlink_density;
 };
 
@@ -62,12 +63,14 @@ void ApplyFlags(const SimulateOptions& options, v1::RunConfig& run) {
     if (!options.alpha) run.mutable_lora()->clear_alpha();  // twice the rank
   }
   if (options.alpha) run.mutable_lora()->set_alpha(*options.alpha);
+  if (options.layers) run.mutable_lora()->set_layers(*options.layers);
   v1::TrainingConfig& training = *run.mutable_training();
   if (options.steps) training.set_steps(*options.steps);
   if (options.batch) training.set_batch_size(*options.batch);
   if (options.length) training.set_length(*options.length);
   if (options.rate) training.set_learning_rate(*options.rate);
   if (options.completion_weight) training.set_completion_weight(*options.completion_weight);
+  if (options.lora_dropout) training.set_lora_dropout(*options.lora_dropout);
   if (options.final_fraction) training.set_final_learning_rate_fraction(*options.final_fraction);
   if (options.momentum) run.mutable_aggregation()->set_server_momentum(*options.momentum);
   if (options.server_rate)
@@ -215,6 +218,12 @@ void AddRunOptions(CLI::App* command, SimulateOptions& options) {
   command->add_option("--rank", options.rank, "LoRA rank (default 8)")->type_name("N");
   command->add_option("--alpha", options.alpha, "LoRA alpha (default: twice the rank)")
       ->type_name("X");
+  command->add_option("--layers", options.layers, "Only these blocks, from 0: FIRST-LAST or FIRST-")
+      ->type_name("RANGE");
+  command
+      ->add_option("--lora-dropout", options.lora_dropout,
+                   "Part of the adapters' input left out in each step (default 0)")
+      ->type_name("P");
   command->add_option("--support", options.support, "Values sent: top-k, seeded or dense")
       ->check(CLI::IsMember(std::vector<std::string>{"top-k", "seeded", "dense"}))
       ->type_name("NAME");

@@ -127,11 +127,7 @@ absl::Status Simulation::LoadData() {
       std::min(nodes, run.has_nodes_per_round() ? run.nodes_per_round() : usual));
   run.set_min_nodes(nodes);
   ASSIGN_OR_RETURN(const LoraPlan lora, MakeLoraPlan(run));
-  LoraTargets targets;
-  targets.modules = lora.target_modules;
-  targets.rank = lora.rank;
-  targets.alpha = lora.alpha;
-  ASSIGN_OR_RETURN(LoraSpec spec, base.MakeLoraSpec(targets));
+  ASSIGN_OR_RETURN(LoraSpec spec, base.MakeLoraSpec(lora.targets));
   ASSIGN_OR_RETURN(plan_, MakeRunPlan(config, std::move(spec), base.sha256()));
   if (plan_.length > base.config().context_length) {
     return absl::InvalidArgumentError(absl::StrCat("run.training.length: ", plan_.length,
@@ -342,6 +338,7 @@ absl::Status Simulation::RunCentralized() {
   reference.training.clip_norm = plan_.clip_norm;
   reference.training.completion_weight = plan_.completion_weight;
   reference.training.lora_plus_ratio = plan_.lora_plus_ratio;
+  reference.training.lora_dropout = plan_.lora_dropout;
   reference.training.seed = Rng::Stream(plan_.seed, "centralized").Next();
   reference.rounds_per_point = std::max<int64_t>(1, plan_.rounds / 10);
   reference.label_every = options_.label_every;
@@ -395,6 +392,9 @@ void Simulation::FillSettings() {
   if (plan_.completion_weight != 1) {
     add("loss", absl::StrFormat("a completion's token counts %g times a plain text's",
                                 plan_.completion_weight));
+  }
+  if (plan_.lora_dropout > 0) {
+    add("LoRA dropout", absl::StrFormat("%g", plan_.lora_dropout));
   }
   if (options_.centralized) {
     add("centralised reference",

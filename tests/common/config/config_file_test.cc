@@ -82,7 +82,7 @@ TEST(ConfigFileTest, TakesEmptyTextAndEmptyFieldsAsNotWritten) {
 TEST(ConfigFileTest, NamesUnknownFieldWithLineAndKnownOnes) {
   EXPECT_EQ(ErrorOf("listen: a:1\nrun:\n  lora:\n    rnak: 3\n"),
             "fedge.yaml:4:5: run.lora: unknown field 'rnak'; known: rank, alpha, target_modules, "
-            "rslora, init, init_from, node_ranks");
+            "layers, rslora, init, init_from, node_ranks");
 }
 
 TEST(ConfigFileTest, NamesWrongTypeWithLine) {

@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_split.h"
@@ -121,6 +123,37 @@ class SimulationTest : public ::testing::Test {
   SimulationOptions options_;
   SimulationEnvironment environment_;
 };
+
+// From the run's configuration over the wire to each node, and out into files that know whole
+// tensors only.
+TEST_F(SimulationTest, TrainsPartsOfFusedLinearsInSomeLayersWithDropout) {
+  testing::TinyModelOptions phi;
+  phi.architecture = "phi3";
+  options_.model = testing::WriteTinyModel(JoinPath(dir_, "phi3"), phi);
+  v1::LoraConfig& lora = *options_.run.mutable_lora();
+  for (const char* const module : {"q", "v", "up"}) lora.add_target_modules(module);
+  lora.set_layers("1-");
+  options_.run.mutable_training()->set_lora_dropout(0.25f);
+  options_.workers = 1;
+  const RunReport one = Run("one");
+  options_.workers = 2;
+  const RunReport two = Run("two");
+  EXPECT_EQ(one.adapter_sha256, two.adapter_sha256);
+  EXPECT_EQ(one.adapter_parameters, 2 * (32 + 32) + 2 * (32 + 16) + 2 * (32 + 64));
+  const auto written =
+      ReadAdapterGguf(JoinPath(options_.out_dir, "adapter.gguf"), *Env::Posix()).value();
+  const std::vector<LoraModule>& modules = written.adapter.spec().modules();
+  ASSERT_EQ(modules.size(), 2u);
+  EXPECT_EQ(modules[0].tensor, "blk.1.attn_qkv.weight");
+  EXPECT_EQ(modules[0].rank, 4);
+  EXPECT_EQ(modules[1].tensor, "blk.1.ffn_up.weight");
+  EXPECT_EQ(modules[1].rank, 2);
+  float most = 0;
+  for (const float value : written.adapter.b(1)) most = std::max(most, std::abs(value));
+  EXPECT_GT(most, 1e-4f);  // it learned
+  options_.run.mutable_training()->clear_lora_dropout();
+  EXPECT_NE(Run("without").adapter_sha256, one.adapter_sha256);
+}
 
 TEST_F(SimulationTest, TheSameSeedGivesTheSameBytesForAnyNumberOfWorkers) {
   options_.workers = 1;
