@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "server/round_metrics.h"
+#include "server/task_plan.h"
 
 namespace fedge {
 namespace {

@@ -6,6 +6,7 @@
 #include "common/base/status.h"
 #include "server/federation_core.h"
 #include "server/round_metrics.h"
+#include "server/task_plan.h"
 
 namespace fedge {
 namespace {

@@ -20,8 +20,6 @@
 namespace fedge {
 
 namespace v1 {
-class AdapterSliceProto;
-class Assignment;
 class RunConfig;
 class ServerConfig;
 }  // namespace v1
@@ -119,27 +117,8 @@ absl::StatusOr<RunPlan> MakeRunPlan(const v1::ServerConfig& config, LoraSpec lor
 // The seed of version 0's values. Devices are told it, so it is not the run's own.
 uint64_t AdapterSeed(const RunPlan& plan);
 
-// The parts of an assignment that are the same for all nodes and rounds of a run: run id, base
-// model, LoRA layout, training and codec plans.
-void FillAssignment(const RunPlan& plan, v1::Assignment& assignment);
-
-// What a round that starts from `version` trains. Components take turns, in rolora both factors of
-// the same components one after the other.
-AdapterSlice SliceOf(const RunPlan& plan, uint64_t version);
-// The part of it that fits one node; memory_bytes 0: unknown.
-AdapterSlice NodeSlice(const RunPlan& plan, uint64_t version, absl::string_view node_id,
-                       uint64_t memory_bytes);
-// Whether `slice` is what NodeSlice gives some node for `version`.
-bool IsPlannedSlice(const RunPlan& plan, uint64_t version, const AdapterSlice& slice);
-void FillSlice(const AdapterSlice& slice, v1::AdapterSliceProto& proto);
-
-// The density of a round that starts from `version`: from 0.25 down to the plan's, by the same
-// factor each round of the warm-up (Lin et al. 2018).
-double CodecDensity(const RunPlan& plan, uint64_t version);
-
-// The local learning rate of a task that starts from `version`: local training is noisy, and the
-// noise of the last rounds would stay in the adapter.
-float LocalLearningRate(const RunPlan& plan, uint64_t version);
+// Components of the rank that nodes train.
+int64_t TrainedRank(const RunPlan& plan);
 
 }  // namespace fedge
 

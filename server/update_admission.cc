@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/codec/update_codec.h"
+#include "server/task_plan.h"
 
 namespace fedge {
 namespace {

@@ -11,6 +11,7 @@
 
 #include "common/base/rng.h"
 #include "common/base/status.h"
+#include "server/task_plan.h"
 
 namespace fedge {
 namespace {

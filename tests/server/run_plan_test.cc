@@ -6,6 +6,7 @@
 #include "common/config/config_file.h"
 #include "fedge/v1/config.pb.h"
 #include "fedge/v1/federation.pb.h"
+#include "server/task_plan.h"
 #include "tests/server/tiny_run.h"
 
 namespace fedge {

@@ -13,6 +13,7 @@
 #include "common/base/status.h"
 #include "common/codec/update_codec.h"
 #include "server/coordinator.h"
+#include "server/task_plan.h"
 
 namespace fedge::testing {
 

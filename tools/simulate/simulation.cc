@@ -14,6 +14,7 @@
 #include "common/model/chat_template.h"
 #include "common/training/adapter_init.h"
 #include "server/run_plan.h"
+#include "server/task_plan.h"
 #include "tools/simulate/centralized.h"
 #include "tools/simulate/fleet.h"
 #include "tools/simulate/held_out.h"
