@@ -6,8 +6,70 @@ namespace fedge {
 
 const std::vector<StudyMethod>& StudyMethods() {
   static const auto* const methods = new std::vector<StudyMethod>{
-      {kReferenceMethod, "{codec: {support: dense, value_bits: 16}}"},
-      {"topk-3-2", "{codec: {density: 0.03, value_bits: 2}}"},
+      {kReferenceMethod, "{codec: {support: dense}, downlink: {encoding: exact}}"},
+      {"top0.5-1bit-up",
+       "{codec: {density: 0.005, value_bits: 1, residual_norm_ratio: 0}, downlink: {encoding: "
+       "exact}}"},
+      {"top0.5-2bit-up",
+       "{codec: {density: 0.005, value_bits: 2, residual_norm_ratio: 0}, downlink: {encoding: "
+       "exact}}"},
+      {"top0.5-4bit-up",
+       "{codec: {density: 0.005, value_bits: 4, residual_norm_ratio: 0}, downlink: {encoding: "
+       "exact}}"},
+      {"top1-1bit-up",
+       "{codec: {density: 0.01, value_bits: 1, residual_norm_ratio: 0}, downlink: {encoding: "
+       "exact}}"},
+      {"top1-2bit-up",
+       "{codec: {density: 0.01, value_bits: 2, residual_norm_ratio: 0}, downlink: {encoding: "
+       "exact}}"},
+      {"top1-4bit-up",
+       "{codec: {density: 0.01, value_bits: 4, residual_norm_ratio: 0}, downlink: {encoding: "
+       "exact}}"},
+      {"top3-1bit-up",
+       "{codec: {density: 0.03, value_bits: 1, residual_norm_ratio: 0}, downlink: {encoding: "
+       "exact}}"},
+      {"top3-2bit-up",
+       "{codec: {density: 0.03, value_bits: 2, residual_norm_ratio: 0}, downlink: {encoding: "
+       "exact}}"},
+      {"top3-4bit-up",
+       "{codec: {density: 0.03, value_bits: 4, residual_norm_ratio: 0}, downlink: {encoding: "
+       "exact}}"},
+      {"top10-1bit-up",
+       "{codec: {density: 0.1, value_bits: 1, residual_norm_ratio: 0}, downlink: {encoding: "
+       "exact}}"},
+      {"top10-2bit-up",
+       "{codec: {density: 0.1, value_bits: 2, residual_norm_ratio: 0}, downlink: {encoding: "
+       "exact}}"},
+      {"top10-4bit-up",
+       "{codec: {density: 0.1, value_bits: 4, residual_norm_ratio: 0}, downlink: {encoding: "
+       "exact}}"},
+      {"dense-1bit-up", "{codec: {support: dense, value_bits: 1}, downlink: {encoding: exact}}"},
+      {"dense-2bit-up", "{codec: {support: dense, value_bits: 2}, downlink: {encoding: exact}}"},
+      {"rolora-fp32",
+       "{codec: {support: dense}, downlink: {encoding: exact}, aggregation: {mode: rolora}}"},
+      {"ffa-fp32",
+       "{codec: {support: dense}, downlink: {encoding: exact}, aggregation: {mode: ffa}}"},
+      {"flexlora-fp32",
+       "{codec: {support: dense}, downlink: {encoding: exact}, aggregation: {mode: flexlora}}"},
+      {"fedex-fp32",
+       "{codec: {support: dense}, downlink: {encoding: exact}, aggregation: {mode: fedex}}"},
+      {"flora-fp32",
+       "{codec: {support: dense}, downlink: {encoding: exact}, aggregation: {mode: flora}}"},
+      {"top3-1bit-down0.25",
+       "{codec: {density: 0.03, value_bits: 1, residual_norm_ratio: 0}, downlink: "
+       "{bits_per_parameter: 0.25}}"},
+      {"top3-1bit-down0.15",
+       "{codec: {density: 0.03, value_bits: 1, residual_norm_ratio: 0}, downlink: "
+       "{bits_per_parameter: 0.15}}"},
+      {"top1-1bit-down0.15",
+       "{codec: {density: 0.01, value_bits: 1, residual_norm_ratio: 0}, downlink: "
+       "{bits_per_parameter: 0.15}}"},
+      {"top1-1bit-down0.1",
+       "{codec: {density: 0.01, value_bits: 1, residual_norm_ratio: 0}, downlink: "
+       "{bits_per_parameter: 0.1}}"},
+      {"top10-1bit-down0.5",
+       "{codec: {density: 0.1, value_bits: 1, residual_norm_ratio: 0}, downlink: "
+       "{bits_per_parameter: 0.5}}"},
   };
   return *methods;
 }
