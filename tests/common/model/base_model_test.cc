@@ -6,21 +6,16 @@
 #include <cmath>
 #include <string>
 
+#include "tests/testing/load_model.h"
 #include "tests/testing/tiny_model.h"
 
 namespace fedge {
 namespace {
 
 using ::testing::HasSubstr;
+using testing::LoadBytes;
 using testing::MakeTinyModelGguf;
 using testing::TinyModelOptions;
-
-// Parses bytes that must outlive the model; tests keep them on their stack.
-absl::StatusOr<std::shared_ptr<const BaseModel>> LoadBytes(const std::string& bytes) {
-  auto file = GgufFile::Parse(bytes, "test.gguf");
-  if (!file.ok()) return file.status();
-  return BaseModel::FromGguf(*file);
-}
 
 void ExpectRefused(const TinyModelOptions& options, absl::StatusCode code,
                    const std::string& message) {

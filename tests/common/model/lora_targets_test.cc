@@ -7,21 +7,16 @@
 #include <vector>
 
 #include "common/model/base_model.h"
+#include "tests/testing/load_model.h"
 #include "tests/testing/tiny_model.h"
 
 namespace fedge {
 namespace {
 
 using ::testing::HasSubstr;
+using testing::LoadBytes;
 using testing::MakeTinyModelGguf;
 using testing::TinyModelOptions;
-
-// Parses bytes that must outlive the model; tests keep them on their stack.
-absl::StatusOr<std::shared_ptr<const BaseModel>> LoadBytes(const std::string& bytes) {
-  auto file = GgufFile::Parse(bytes, "test.gguf");
-  if (!file.ok()) return file.status();
-  return BaseModel::FromGguf(*file);
-}
 
 class LoraTargetsTest : public ::testing::Test {
  protected:
