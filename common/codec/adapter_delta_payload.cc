@@ -3,11 +3,12 @@
 #include <algorithm>
 #include <bit>
 #include <cstdlib>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/codec/adapter_delta.h"
-#include "common/codec/adaptive_range_coder.h"
+#include "common/codec/range_coder.h"
 
 namespace fedge {
 namespace {
@@ -25,18 +26,18 @@ size_t Neighbourhood(uint32_t last, uint32_t before_last) {
 
 // The probabilities of the decisions of one factor, A or B.
 struct FactorModel {
-  CountedBit any;            // the run has a value that is not zero
-  CountedBit same_exponent;  // as the factor's last run that had one
+  AdaptiveBit any;            // the run has a value that is not zero
+  AdaptiveBit same_exponent;  // as the factor's last run that had one
   int exponent = 0;
-  CountedBit nonzero[kNeighbourhoods];
-  CountedBit longer[kNeighbourhoods][kMaxClass];  // the magnitude has more bits than this
-  CountedBit high[kMaxClass];                     // its second highest bit
-  CountedBit next[kMaxClass][2];                  // its third highest bit
+  AdaptiveBit nonzero[kNeighbourhoods];
+  AdaptiveBit longer[kNeighbourhoods][kMaxClass];  // the magnitude has more bits than this
+  AdaptiveBit high[kMaxClass];                     // its second highest bit
+  AdaptiveBit next[kMaxClass][2];                  // its third highest bit
 
   void StartRun() {
-    for (CountedBit& bit : nonzero) bit.Loosen();
+    for (AdaptiveBit& bit : nonzero) bit.Loosen();
     for (auto& bits : longer) {
-      for (CountedBit& bit : bits) bit.Loosen();
+      for (AdaptiveBit& bit : bits) bit.Loosen();
     }
   }
 };
@@ -53,8 +54,7 @@ absl::Status ForEachRun(const LoraSpec& spec, const Run& run) {
   return absl::OkStatus();
 }
 
-void EncodeMagnitude(uint32_t magnitude, size_t around, FactorModel& model,
-                     WideRangeEncoder& coder) {
+void EncodeMagnitude(uint32_t magnitude, size_t around, FactorModel& model, RangeEncoder& coder) {
   const int bits = BitWidth(magnitude);
   for (int k = 1; k < kMaxClass; ++k) {
     coder.Encode(bits > k, model.longer[around][k]);
@@ -69,7 +69,7 @@ void EncodeMagnitude(uint32_t magnitude, size_t around, FactorModel& model,
   coder.EncodeRaw(magnitude & ((uint32_t{1} << rest) - 1), rest);
 }
 
-uint32_t DecodeMagnitude(size_t around, FactorModel& model, WideRangeDecoder& coder) {
+uint32_t DecodeMagnitude(size_t around, FactorModel& model, RangeDecoder& coder) {
   int bits = 1;
   while (bits < kMaxClass && coder.Decode(model.longer[around][bits])) ++bits;
   if (bits < 2) return 1;
@@ -80,7 +80,7 @@ uint32_t DecodeMagnitude(size_t around, FactorModel& model, WideRangeDecoder& co
   return (top << rest) | coder.DecodeRaw(rest);
 }
 
-void EncodeRun(absl::Span<const int32_t> units, FactorModel& model, WideRangeEncoder& coder) {
+void EncodeRun(absl::Span<const int32_t> units, FactorModel& model, RangeEncoder& coder) {
   uint32_t all = 0;
   for (const int32_t value : units) all |= static_cast<uint32_t>(std::abs(value));
   coder.Encode(all != 0, model.any);
@@ -113,7 +113,7 @@ absl::Status Malformed(absl::string_view what) {
 
 // Returns how many values were not zero.
 absl::StatusOr<uint64_t> DecodeRun(absl::Span<int32_t> units, FactorModel& model,
-                                   WideRangeDecoder& coder) {
+                                   RangeDecoder& coder) {
   if (!coder.Decode(model.any)) return uint64_t{0};
   if (!coder.Decode(model.same_exponent)) {
     model.exponent = static_cast<int>(coder.DecodeRaw(kExponentBits));
@@ -144,20 +144,20 @@ absl::StatusOr<uint64_t> DecodeRun(absl::Span<int32_t> units, FactorModel& model
 
 void AppendDeltaPayload(const LoraSpec& spec, absl::Span<const int32_t> units, std::string* out) {
   FEDGE_CHECK(units.size() == static_cast<size_t>(spec.num_parameters()));
-  WideRangeEncoder coder(out);
+  RangeEncoder coder;
   FactorModel models[2];
   const absl::Status status = ForEachRun(spec, [&](int factor, size_t offset, size_t size) {
     EncodeRun(units.subspan(offset, size), models[factor], coder);
     return absl::OkStatus();
   });
   FEDGE_CHECK(status.ok());
-  coder.Finish();
+  out->append(std::move(coder).Finish());
 }
 
 absl::Status AddDeltaPayload(const LoraSpec& spec, absl::string_view payload, uint64_t num_nonzero,
                              absl::Span<int32_t> units) {
   FEDGE_CHECK(units.size() == static_cast<size_t>(spec.num_parameters()));
-  WideRangeDecoder coder(payload);
+  RangeDecoder coder(payload);
   FactorModel models[2];
   uint64_t found = 0;
   RETURN_IF_ERROR(ForEachRun(spec, [&](int factor, size_t offset, size_t size) -> absl::Status {

@@ -60,10 +60,10 @@ void GapModel::Encode(uint32_t gap, RangeEncoder* coder, BitWriter* raw) {
   Level& level = Current(&low_bits);
   const uint32_t quotient = gap >> low_bits;
   for (uint32_t i = 0; i < std::min(quotient, kMaxUnary); ++i) {
-    coder->Encode(1, &level.unary[std::min(i, kUnaryContexts - 1)]);
+    coder->Encode(true, level.unary[std::min(i, kUnaryContexts - 1)]);
   }
   if (quotient < kMaxUnary) {
-    coder->Encode(0, &level.unary[std::min(quotient, kUnaryContexts - 1)]);
+    coder->Encode(false, level.unary[std::min(quotient, kUnaryContexts - 1)]);
   } else {
     const uint32_t rest = quotient - kMaxUnary + 1;
     const int bits = static_cast<int>(std::bit_width(rest)) - 1;
@@ -72,7 +72,7 @@ void GapModel::Encode(uint32_t gap, RangeEncoder* coder, BitWriter* raw) {
   }
   if (low_bits > 0) {
     const uint32_t low = gap & ((1u << low_bits) - 1);
-    coder->Encode(low >> (low_bits - 1), &level.low[std::min(quotient, 2u)]);
+    coder->Encode(low >> (low_bits - 1) != 0, level.low[std::min(quotient, 2u)]);
     raw->Write(low & ((1u << (low_bits - 1)) - 1), low_bits - 1);
   }
   Learn(gap);
@@ -83,7 +83,7 @@ bool GapModel::Decode(RangeDecoder* coder, BitReader* raw, uint32_t* gap) {
   Level& level = Current(&low_bits);
   uint64_t quotient = 0;
   while (quotient < kMaxUnary &&
-         coder->Decode(&level.unary[std::min<uint64_t>(quotient, kUnaryContexts - 1)]) != 0) {
+         coder->Decode(level.unary[std::min<uint64_t>(quotient, kUnaryContexts - 1)])) {
     ++quotient;
   }
   if (quotient == kMaxUnary) {
@@ -94,10 +94,10 @@ bool GapModel::Decode(RangeDecoder* coder, BitReader* raw, uint32_t* gap) {
   }
   uint64_t value = quotient << low_bits;
   if (low_bits > 0) {
-    const uint32_t high = coder->Decode(&level.low[std::min<uint64_t>(quotient, 2)]);
+    const uint64_t high = coder->Decode(level.low[std::min<uint64_t>(quotient, 2)]) ? 1 : 0;
     uint32_t low = 0;
     if (!raw->Read(low_bits - 1, &low)) return false;
-    value |= (static_cast<uint64_t>(high) << (low_bits - 1)) | low;
+    value |= (high << (low_bits - 1)) | low;
   }
   if (value > std::numeric_limits<uint32_t>::max() / 2) return false;
   *gap = static_cast<uint32_t>(value);

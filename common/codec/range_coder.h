@@ -1,9 +1,14 @@
-// Adaptive binary arithmetic coding: a range coder with carry (Martin 1979; the arithmetic of
-// Pavlov's LZMA) over probabilities that learn from what was coded. All integers: the same bytes on
-// every machine.
+// Binary range coding (Martin 1979) with adaptive probabilities: a decision costs what its
+// frequency so far says it is worth, however rare or frequent it is. Integer arithmetic throughout:
+// the same decisions give the same bytes on every machine. Both formats of this folder use it
+// (proto/UPDATE_FORMAT.md, "Range code").
+//
+// The number being coded has 56 bits before the point of renormalization. Whatever the stream ends
+// before is read as zeros, so that an encoder leaves trailing zero bytes out.
 #ifndef FEDGE_COMMON_CODEC_RANGE_CODER_H_
 #define FEDGE_COMMON_CODEC_RANGE_CODER_H_
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <string>
@@ -13,138 +18,142 @@
 
 namespace fedge {
 
-namespace internal {
-
-inline constexpr int kLastRate = 126;
-// round(65536 / (n + 1.5)), below 2^15 so that products stay in 32 bits.
-inline constexpr std::array<int32_t, kLastRate + 1> kLearningRates = [] {
-  std::array<int32_t, kLastRate + 1> rates{};
-  for (int n = 0; n <= kLastRate; ++n) {
-    const int rate = (2 * 65536 + n + 1) / (2 * n + 3);
-    rates[static_cast<size_t>(n)] = rate < 32767 ? rate : 32767;
-  }
-  return rates;
-}();
-
-}  // namespace internal
-
-// The probability that the next bit of a context is 0, in 1/65536. It moves by 1 / (n + 1.5) of the
-// distance for the n-th bit (Krichevsky, Trofimov 1981), for late ones by 1 / 128.
+// The probability of a one, estimated from the decisions so far: their mean (Krichevsky, Trofimov
+// 1981), and beyond kMemory of them a moving mean.
 class AdaptiveBit {
  public:
-  // In 1/4096, 32 to 4064: no bit costs more than 7 bits.
-  uint32_t zero() const { return 32 + (static_cast<uint32_t>(zero_) * 4032 >> 16); }
-  void Update(uint32_t bit) {
-    const int32_t rate = internal::kLearningRates[count_];
-    const int32_t target = bit == 0 ? 65535 : 0;
-    zero_ = static_cast<uint16_t>(zero_ + (target - zero_) * rate / 65536);
-    count_ = static_cast<uint8_t>(count_ + (count_ < internal::kLastRate ? 1 : 0));
+  static constexpr int kPrecision = 22;
+  static constexpr uint32_t kMemory = 1024;
+
+  uint64_t probability() const { return probability_; }  // of a one, in 2^-kPrecision
+
+  void Update(bool one) {
+    const int64_t distance = (one ? kCertain : 0) - probability_;
+    const auto step = static_cast<int32_t>(distance * kRates[count_] / 65536);
+    probability_ = std::clamp(probability_ + step, kLeast, kCertain - kLeast);
+    if (count_ + 1 < kMemory) ++count_;
   }
+
+  // What comes next resembles what was only so much: a few decisions weigh like all before.
+  void Loosen() { count_ = std::min(count_, 30u); }
 
  private:
-  uint16_t zero_ = 32768;
-  uint8_t count_ = 0;
+  static constexpr int32_t kCertain = 1 << kPrecision;
+  static constexpr int32_t kLeast = 64;
+  // 2^16 / (count + 1.5).
+  static constexpr std::array<int32_t, kMemory> kRates = [] {
+    std::array<int32_t, kMemory> rates{};
+    for (uint32_t i = 0; i < kMemory; ++i) rates[i] = 131072 / (2 * static_cast<int32_t>(i) + 3);
+    return rates;
+  }();
+
+  int32_t probability_ = kCertain / 2;
+  uint32_t count_ = 0;
 };
 
+namespace internal {
+inline constexpr uint64_t kRangeTop = uint64_t{1} << 56;
+inline constexpr uint64_t kRangeLow = uint64_t{1} << 48;
+}  // namespace internal
+
+// A copy goes on from where its original was.
 class RangeEncoder {
  public:
-  void Encode(uint32_t bit, AdaptiveBit* context) {
-    const uint32_t bound = (range_ >> 12) * context->zero();
-    if (bit == 0) {
-      range_ = bound;
-    } else {
-      low_ += bound;
-      range_ -= bound;
-    }
-    context->Update(bit);
-    while (range_ < (1u << 24)) {
-      range_ <<= 8;
-      ShiftLow();
-    }
+  void Encode(bool one, AdaptiveBit& bit) {
+    Split((range_ >> AdaptiveBit::kPrecision) * bit.probability(), one);
+    bit.Update(one);
   }
 
-  // The whole code; nothing may be coded afterwards. Zeros at the end are left out: the decoder
-  // reads zeros beyond the end.
+  // The low `bits` (0 to 32) bits of `value`, the highest first, each as likely 0 as 1.
+  void EncodeRaw(uint32_t value, int bits) {
+    for (int i = bits - 1; i >= 0; --i) Split(range_ >> 1, ((value >> i) & 1) != 0);
+  }
+
+  // The whole code; nothing may be coded afterwards.
   std::string Finish() && {
-    // Of all numbers in [low, low + range) the one with the most zeros at its end.
-    const uint64_t high = low_ + range_ - 1;
-    for (int bits = 31; bits >= 0; --bits) {
-      const uint64_t mask = (uint64_t{1} << bits) - 1;
-      const uint64_t rounded = (low_ + mask) & ~mask;
-      if (rounded <= high) {
-        low_ = rounded;
-        break;
-      }
+    // Of all numbers in [low, low + range) the one with the fewest bytes.
+    for (int bytes = 0; bytes <= 7; ++bytes) {
+      const uint64_t mask = (internal::kRangeTop - 1) >> (8 * bytes);
+      const uint64_t value = (low_ + mask) & ~mask;
+      if (value - low_ >= range_) continue;
+      low_ = value;
+      if (low_ >= internal::kRangeTop) Carry();
+      for (int i = 0; i < bytes; ++i) PushTop();
+      break;
     }
-    for (int i = 0; i < 5; ++i) ShiftLow();
-    while (!bytes_.empty() && bytes_.back() == 0) bytes_.pop_back();
+    while (!bytes_.empty() && bytes_.back() == '\0') bytes_.pop_back();
     return std::move(bytes_);
   }
 
  private:
-  // Moves the top byte of low_ out; bytes of 255 wait for a carry.
-  void ShiftLow() {
-    if (low_ < 0xFF000000u || low_ > 0xFFFFFFFFu) {
-      const auto carry = static_cast<uint8_t>(low_ >> 32);
-      if (started_) bytes_.push_back(static_cast<char>(static_cast<uint8_t>(cache_ + carry)));
-      for (; waiting_ > 0; --waiting_) {
-        bytes_.push_back(static_cast<char>(static_cast<uint8_t>(0xFF + carry)));
-      }
-      cache_ = static_cast<uint8_t>(low_ >> 24);
-      started_ = true;
-    } else {
-      ++waiting_;
+  // A one takes the lower `bound` of the range.
+  void Split(uint64_t bound, bool one) {
+    low_ += one ? 0 : bound;
+    range_ = one ? bound : range_ - bound;
+    if (low_ >= internal::kRangeTop) Carry();
+    for (; range_ < internal::kRangeLow; range_ <<= 8) PushTop();
+  }
+  void Carry() {
+    low_ -= internal::kRangeTop;
+    // The number coded is below 1: some byte before is not 0xFF.
+    for (size_t i = bytes_.size(); i-- > 0;) {
+      if (++bytes_[i] != '\0') return;
     }
-    low_ = (low_ & 0x00FFFFFFu) << 8;
+  }
+  void PushTop() {
+    bytes_.push_back(static_cast<char>(low_ >> 48));
+    low_ = (low_ << 8) & (internal::kRangeTop - 1);
   }
 
-  uint64_t low_ = 0;
-  uint32_t range_ = 0xFFFFFFFFu;
-  uint8_t cache_ = 0;
-  bool started_ = false;
-  uint64_t waiting_ = 0;
   std::string bytes_;
+  uint64_t low_ = 0;
+  uint64_t range_ = internal::kRangeTop;
 };
 
+// Never reads beyond the bytes given; any bytes decode to something.
 class RangeDecoder {
  public:
   explicit RangeDecoder(absl::string_view bytes) : bytes_(bytes) {
-    for (int i = 0; i < 4; ++i) code_ = (code_ << 8) | NextByte();
+    for (int i = 0; i < 7; ++i) code_ = (code_ << 8) | Next();
   }
 
-  uint32_t Decode(AdaptiveBit* context) {
-    const uint32_t bound = (range_ >> 12) * context->zero();
-    uint32_t bit = 0;
-    if (code_ < bound) {
-      range_ = bound;
-    } else {
-      code_ -= bound;
-      range_ -= bound;
-      bit = 1;
-    }
-    context->Update(bit);
-    while (range_ < (1u << 24)) {
-      range_ <<= 8;
-      code_ = (code_ << 8) | NextByte();
-    }
-    return bit;
+  bool Decode(AdaptiveBit& bit) {
+    const bool one = Split((range_ >> AdaptiveBit::kPrecision) * bit.probability());
+    bit.Update(one);
+    return one;
   }
 
-  // Every byte was needed, and the last one is not a zero that could be left out.
-  bool Complete() const {
-    return position_ >= bytes_.size() && (bytes_.empty() || bytes_.back() != 0);
+  uint32_t DecodeRaw(int bits) {
+    uint32_t value = 0;
+    for (int i = 0; i < bits; ++i) value = (value << 1) | (Split(range_ >> 1) ? 1u : 0u);
+    return value;
+  }
+
+  // After the last decision: whether every byte was looked at and the last one is not a zero that
+  // could be left out.
+  bool AtEnd() const {
+    return bytes_.size() <= position_ && (bytes_.empty() || bytes_.back() != '\0');
   }
 
  private:
-  uint32_t NextByte() {
-    const size_t at = position_++;
-    return at < bytes_.size() ? static_cast<uint8_t>(bytes_[at]) : 0;
+  bool Split(uint64_t bound) {
+    const bool one = code_ < bound;
+    code_ -= one ? 0 : bound;
+    range_ = one ? bound : range_ - bound;
+    for (; range_ < internal::kRangeLow; range_ <<= 8) code_ = (code_ << 8) | Next();
+    return one;
+  }
+  uint64_t Next() {
+    const uint64_t byte =
+        position_ < bytes_.size() ? static_cast<unsigned char>(bytes_[position_]) : 0;
+    ++position_;
+    return byte;
   }
 
   absl::string_view bytes_;
   size_t position_ = 0;
-  uint32_t range_ = 0xFFFFFFFFu;
-  uint32_t code_ = 0;
+  uint64_t code_ = 0;
+  uint64_t range_ = internal::kRangeTop;
 };
 
 }  // namespace fedge

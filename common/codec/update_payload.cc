@@ -35,13 +35,15 @@ class CellModel {
     uint32_t node = 1;
     for (int bit = modelled_ - 1; bit >= 0; --bit) {
       const uint32_t value = (cell >> (plain_ + bit)) & 1;
-      coder->Encode(value, &nodes_[node]);
+      coder->Encode(value != 0, nodes_[node]);
       node = 2 * node + value;
     }
   }
   uint32_t Decode(RangeDecoder* coder) {
     uint32_t node = 1;
-    for (int bit = 0; bit < modelled_; ++bit) node = 2 * node + coder->Decode(&nodes_[node]);
+    for (int bit = 0; bit < modelled_; ++bit) {
+      node = 2 * node + (coder->Decode(nodes_[node]) ? 1 : 0);
+    }
     return (node ^ (1u << modelled_)) << plain_;
   }
 
@@ -216,7 +218,7 @@ class PayloadReader {
     if (!raw.AlignToByte() || raw.remaining() != 0) {
       return Malformed(absl::StrCat(raw.remaining() / 8, " bytes after the last value"));
     }
-    if (!coder.Complete()) return Malformed("its coded section is longer than what it codes");
+    if (!coder.AtEnd()) return Malformed("its coded section is longer than what it codes");
     return absl::OkStatus();
   }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "common/adapter/lora_adapter.h"
+#include "tests/testing/reference_readers.h"
 
 namespace fedge::testing {
 
@@ -27,50 +28,18 @@ class ReferenceAdapterDecoder {
         if (!decoder.Run(factor, sizes[factor], units)) return std::nullopt;
       }
     }
-    if (payload.size() > decoder.position_) return std::nullopt;
-    if (!payload.empty() && payload.back() == '\0') return std::nullopt;
+    if (!decoder.coder_.AtEnd()) return std::nullopt;
     return units;
   }
 
  private:
   enum Kind { kAny, kSame, kNonzero, kLonger, kHigh, kNext };
-  struct Probability {
-    int64_t p = 1 << 21;
-    int64_t c = 0;
-  };
   using Key = std::tuple<Kind, int, int, int>;
 
-  explicit ReferenceAdapterDecoder(const std::string& payload) : payload_(payload) {
-    for (int i = 0; i < 7; ++i) code_ = code_ * 256 + Byte();
-  }
+  explicit ReferenceAdapterDecoder(const std::string& payload) : coder_(payload) {}
 
-  uint64_t Byte() {
-    const uint64_t byte =
-        position_ < payload_.size() ? static_cast<uint8_t>(payload_[position_]) : 0;
-    ++position_;
-    return byte;
-  }
-  bool Compare(uint64_t bound) {
-    const bool one = code_ < bound;
-    code_ -= one ? 0 : bound;
-    range_ = one ? bound : range_ - bound;
-    while (range_ < uint64_t{1} << 48) {
-      range_ *= 256;
-      code_ = code_ * 256 + Byte();
-    }
-    return one;
-  }
-  bool Raw() { return Compare(range_ / 2); }
   bool Decision(Kind kind, int factor, int a = 0, int b = 0) {
-    Probability& probability = probabilities_[{kind, factor, a, b}];
-    const bool one = Compare((range_ >> 22) * static_cast<uint64_t>(probability.p));
-    const int64_t target = one ? 1 << 22 : 0;
-    probability.p +=
-        (target - probability.p) * ((int64_t{1} << 17) / (2 * probability.c + 3)) / 65536;
-    if (probability.p < 64) probability.p = 64;
-    if (probability.p > (1 << 22) - 64) probability.p = (1 << 22) - 64;
-    if (probability.c < 1023) ++probability.c;
-    return one;
+    return coder_.Decision(probabilities_[{kind, factor, a, b}]);
   }
 
   bool Run(int factor, int64_t size, std::vector<int64_t>& units) {
@@ -80,7 +49,8 @@ class ReferenceAdapterDecoder {
     }
     if (!Decision(kSame, factor)) {
       exponent_[factor] = 0;
-      for (int i = 0; i < 5; ++i) exponent_[factor] = 2 * exponent_[factor] + (Raw() ? 1 : 0);
+      for (int i = 0; i < 5; ++i)
+        exponent_[factor] = 2 * exponent_[factor] + (coder_.Raw() ? 1 : 0);
     }
     for (auto& [key, probability] : probabilities_) {
       const auto& [kind, of_factor, a, b] = key;
@@ -95,7 +65,7 @@ class ReferenceAdapterDecoder {
       before[0] = Decision(kNonzero, factor, around) ? Magnitude(factor, around) : 0;
       const int64_t magnitude = before[0] << exponent_[factor];
       if (magnitude > 1 << 30) return false;
-      units.push_back(before[0] != 0 && Raw() ? -magnitude : magnitude);
+      units.push_back(before[0] != 0 && coder_.Raw() ? -magnitude : magnitude);
     }
     return true;
   }
@@ -108,16 +78,13 @@ class ReferenceAdapterDecoder {
       const bool next = Decision(kNext, factor, n, static_cast<int>(magnitude & 1));
       magnitude = 2 * magnitude + (next ? 1 : 0);
     }
-    for (int i = 3; i < n; ++i) magnitude = 2 * magnitude + (Raw() ? 1 : 0);
+    for (int i = 3; i < n; ++i) magnitude = 2 * magnitude + (coder_.Raw() ? 1 : 0);
     return magnitude;
   }
 
-  const std::string& payload_;
-  size_t position_ = 0;
-  uint64_t code_ = 0;
-  uint64_t range_ = uint64_t{1} << 56;
+  ReferenceRangeDecoder coder_;
   int exponent_[2] = {0, 0};
-  std::map<Key, Probability> probabilities_;
+  std::map<Key, ReferenceProbability> probabilities_;
 };
 
 }  // namespace fedge::testing

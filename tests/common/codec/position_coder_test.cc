@@ -54,7 +54,7 @@ void ExpectRoundTrip(const std::vector<uint32_t>& positions, uint64_t size) {
   std::vector<uint32_t> read;
   ASSERT_TRUE(ReadAdaptivePositions(size, positions.size(), &coder, &raw, &read).ok());
   ASSERT_EQ(read, positions);
-  EXPECT_TRUE(coder.Complete());
+  EXPECT_TRUE(coder.AtEnd());
   int parameter = 0;
   const uint64_t bits = RicePositionBits(positions, &parameter);
   std::string rice;

@@ -147,7 +147,7 @@ std::map<std::string, Rejected> RejectedUpdates() {
   return {
       {"reject/short_header.fdgu", {good.substr(0, 131), kInvalid}},
       {"reject/magic.fdgu", {With(good, 0, "GGUF"), kInvalid}},
-      {"reject/version.fdgu", {With(good, 4, "\x01"), absl::StatusCode::kUnimplemented}},
+      {"reject/version.fdgu", {With(good, 4, "\x02"), absl::StatusCode::kUnimplemented}},
       {"reject/support.fdgu", {With(good, 5, "\x03"), absl::StatusCode::kUnimplemented}},
       {"reject/value_bits.fdgu", {With(good, 6, "\x05"), kInvalid}},
       {"reject/factors.fdgu", {With(good, 7, "\x03"), kInvalid}},
@@ -171,8 +171,9 @@ std::map<std::string, Rejected> RejectedUpdates() {
       {"reject/coded_length.fdgu", {WithPayload(string("\x01\x1f\x09zzzzzzzz", 11)), kInvalid}},
       {"reject/coded_length_overlong.fdgu",
        {WithPayload(string("\x01\x1f\x80\0zzzzzzzz", 12)), kInvalid}},
-      {"reject/coded_unused.fdgu",  // positions 0 to 3, centroids 1 and 2, a coded byte
-       {WithPayload(string("\x01\x1f\x05\x01\x01\x01\x01\x01\0\0\0\x3c\0\x40\0", 15)), kInvalid}},
+      {"reject/coded_unused.fdgu",  // positions 0 to 3, centroids 1 and 2, more than is looked
+                                    // ahead
+       {WithPayload(string("\x01\x1f\x08zzzzzzzz\0\0\0\x3c\0\x40\0", 18)), kInvalid}},
       {"reject/rice_parameter.fdgu", {WithPayload(string("\x01\x1f\0\x1fzzzzzzz", 11)), kInvalid}},
       {"reject/gap_leaves_slice.fdgu",
        {WithPayload(string("\x01\x1f\0\xe0\xff\xff\xff\x00\0\0\0", 11)), kInvalid}},

@@ -265,7 +265,7 @@ TEST(UpdateHostileTest, NamesWhatIsWrongWithAPayload) {
                 "0 bytes after the last value");
   ExpectInvalid(WithPayload(kTopK, 1, 1, string("\x01\x1f\x00\x00\x00\x3c\x00\x00", 8)), 1000,
                 "1 bytes after the last value");
-  ExpectInvalid(WithPayload(kTopK, 1, 1, string("\x01\x1f\x05zzzzz\x00\x00\x3c\x00", 12)), 1000,
+  ExpectInvalid(WithPayload(kTopK, 1, 1, string("\x01\x1f\x08zzzzzzzz\x00\x00\x3c\x00", 15)), 1000,
                 "its coded section is longer than what it codes");
   ExpectInvalid(WithPayload(kTopK, 1, 16, string("\x01\x1f\x00\x00\x00\x7c", 6)), 1000,
                 "value 0 is inf");
