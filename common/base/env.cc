@@ -13,6 +13,7 @@
 #include <filesystem>
 #include <system_error>
 
+#include "common/base/failpoint.h"
 #include "common/base/status.h"
 
 namespace fedge {
@@ -41,6 +42,13 @@ absl::StatusCode CodeOf(int error) {
     default:
       return absl::StatusCode::kInternal;
   }
+}
+
+// Whatever the reason (also a full disk): the kernel may have dropped what was written, and a
+// second sync would say OK about it.
+absl::Status SyncFailed(absl::string_view path, int error) {
+  return absl::DataLossError(absl::StrCat(path, ": cannot sync: ", std::strerror(error),
+                                          "; what was written may be lost"));
 }
 
 absl::Status ErrnoStatus(absl::string_view action, absl::string_view path, int error) {
@@ -82,7 +90,7 @@ class PosixWritableFile : public WritableFile {
     return absl::OkStatus();
   }
   absl::Status Sync() override {
-    return fdatasync(fd_) == 0 ? absl::OkStatus() : ErrnoStatus("sync", path_, errno);
+    return fdatasync(fd_) == 0 ? absl::OkStatus() : SyncFailed(path_, errno);
   }
   absl::Status Close() override {
     const int fd = fd_;
@@ -140,7 +148,7 @@ class PosixEnv : public Env {
   absl::Status SyncDir(absl::string_view dir) override {
     ScopedFd file{open(std::string(dir).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
     if (file.fd < 0) return ErrnoStatus("open", dir, errno);
-    return fsync(file.fd) == 0 ? absl::OkStatus() : ErrnoStatus("sync", dir, errno);
+    return fsync(file.fd) == 0 ? absl::OkStatus() : SyncFailed(dir, errno);
   }
 
   absl::Status CreateDirs(absl::string_view dir) override {
@@ -202,11 +210,11 @@ absl::Status Env::WriteFileAtomic(absl::string_view path, absl::string_view data
   const std::string temporary = absl::StrCat(path, ".tmp-", getpid(), "-", counter.fetch_add(1));
   const auto write = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(std::unique_ptr<WritableFile> file, OpenForWrite(temporary));
-    RETURN_IF_ERROR(file->Append(data));
-    RETURN_IF_ERROR(file->Sync());
+    RETURN_IF_ERROR(FEDGE_FAILPOINT_RUN("file.write", file->Append(data)));
+    RETURN_IF_ERROR(FEDGE_FAILPOINT_RUN("file.sync", file->Sync()));
     RETURN_IF_ERROR(file->Close());
-    RETURN_IF_ERROR(Rename(temporary, path));
-    return SyncDir(DirName(path));
+    RETURN_IF_ERROR(FEDGE_FAILPOINT_RUN("file.rename", Rename(temporary, path)));
+    return FEDGE_FAILPOINT_RUN("file.sync_dir", SyncDir(DirName(path)));
   };
   const absl::Status status = write();
   if (!status.ok()) Remove(temporary).IgnoreError();

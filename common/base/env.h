@@ -38,7 +38,8 @@ class WritableFile {
 
 // Messages of all errors name the path and the system's reason. Codes: NotFound (no such file),
 // PermissionDenied (also read-only file systems), ResourceExhausted (disk or quota full),
-// AlreadyExists, FailedPrecondition (a folder where a file is needed or the reverse), Internal.
+// AlreadyExists, FailedPrecondition (a folder where a file is needed or the reverse), DataLoss (a
+// sync failed: what was written may be gone, whatever a later sync says), Internal.
 // Thread-safe.
 class Env {
  public:
