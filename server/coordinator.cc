@@ -147,17 +147,36 @@ void Coordinator::MaybeStartRound(absl::Duration now) {
   }
   sample.resize(size);
   std::sort(sample.begin(), sample.end());
+  OpenRound(sample, now);
+  actions_.push_back(RoundStarted{round_, state_.version, std::move(sample)});
+}
 
+void Coordinator::OpenRound(const std::vector<std::string>& cohort, absl::Duration now) {
   cohort_.clear();
-  for (const std::string& node : sample) cohort_[node];
-  counts_.assigned = counts_.pending = static_cast<int64_t>(size);
+  for (const std::string& node : cohort) cohort_[node];
+  counts_.assigned = counts_.pending = static_cast<int64_t>(cohort.size());
   aggregator_ =
       std::make_unique<UpdateAggregator>(plan_.lora, MakeAggregatorOptions(plan_, state_.version));
   deadline_ = now + plan_.round_deadline;
   first_round_started_ = true;
   phase_ = Phase::kCollecting;
   CheckCounts();
-  actions_.push_back(RoundStarted{round_, state_.version, std::move(sample)});
+}
+
+void Coordinator::ResumeRound(const std::vector<std::string>& cohort, absl::Duration now) {
+  FEDGE_CHECK(phase_ == Phase::kWaiting && nodes_.empty() && !cohort.empty());
+  nodes_.insert(cohort.begin(), cohort.end());
+  OpenRound(cohort, now);
+}
+
+UpdateVerdict Coordinator::ResumeUpdate(absl::string_view node_id, ReceivedUpdate update) {
+  return Judge(cohort_.find(node_id)->second, std::move(update));
+}
+
+void Coordinator::ResumeFailure(absl::string_view node_id, absl::string_view error) {
+  Participation& participation = cohort_.find(node_id)->second;
+  participation.reason = std::string(error);
+  Settle(participation, NodeState::kDropped);
 }
 
 std::optional<UpdateVerdict> Coordinator::KnownVerdict(absl::string_view node_id, uint64_t round,
@@ -215,6 +234,14 @@ UpdateVerdict Coordinator::SubmitUpdate(absl::string_view node_id, uint64_t roun
   }
   // Only a pending member of the open round comes here.
   Participation& participation = cohort_.find(node_id)->second;
+  UpdateVerdict verdict = Judge(participation, std::move(update));
+  actions_.push_back(UpdateJudged{round, std::string(node_id), participation.digest,
+                                  participation.weight, participation.wire_bytes, verdict});
+  MaybeCloseRound(/*deadline_passed=*/false);
+  return verdict;
+}
+
+UpdateVerdict Coordinator::Judge(Participation& participation, ReceivedUpdate update) {
   participation.digest = update.digest;
   participation.wire_bytes = update.wire_bytes;
   absl::Status status = update.admitted.status();
@@ -229,12 +256,7 @@ UpdateVerdict Coordinator::SubmitUpdate(absl::string_view node_id, uint64_t roun
   }
   participation.reason = std::string(status.message());
   Settle(participation, status.ok() ? NodeState::kAccepted : NodeState::kRejected);
-  UpdateVerdict verdict{status.ok() ? Verdict::kAccepted : Verdict::kRejected,
-                        participation.reason};
-  actions_.push_back(UpdateJudged{round, std::string(node_id), participation.digest,
-                                  participation.weight, participation.wire_bytes, verdict});
-  MaybeCloseRound(/*deadline_passed=*/false);
-  return verdict;
+  return {status.ok() ? Verdict::kAccepted : Verdict::kRejected, participation.reason};
 }
 
 void Coordinator::ReportFailure(absl::string_view node_id, uint64_t round,

@@ -129,6 +129,15 @@ class Coordinator {
   // restart; `next_round` (>= 1) is the number of the next round, greater than all started before.
   Coordinator(RunPlan plan, ModelState state, uint64_t next_round = 1);
 
+  // Continues round `next_round`, which was open when the server stopped, before any other event:
+  // its whole cohort (sorted) is pending, the deadline starts anew. Then ResumeUpdate or
+  // ResumeFailure for each node that had settled, in any order, then FinishResume.
+  void ResumeRound(const std::vector<std::string>& cohort, absl::Duration now);
+  // What SubmitUpdate made of the update then, without the action.
+  UpdateVerdict ResumeUpdate(absl::string_view node_id, ReceivedUpdate update);
+  void ResumeFailure(absl::string_view node_id, absl::string_view error);
+  void FinishResume() { MaybeCloseRound(/*deadline_passed=*/false); }
+
   // InvalidArgument: bad node id. FailedPrecondition: base model differs from the run's (names both
   // hashes). ResourceExhausted: a new node, and kMaxKnownNodes are known.
   absl::StatusOr<CheckInDecision> CheckIn(absl::string_view node_id, const Digest& base_model,
@@ -181,6 +190,8 @@ class Coordinator {
   int64_t Quorum() const;
   CheckInDecision Decide(absl::string_view node_id, absl::Duration now) const;
   void MaybeStartRound(absl::Duration now);
+  void OpenRound(const std::vector<std::string>& cohort, absl::Duration now);
+  UpdateVerdict Judge(Participation& participation, ReceivedUpdate update);
   void MaybeCloseRound(bool deadline_passed);
   void EndRound();  // moves the cohort to past_
   void Publish();

@@ -1,11 +1,12 @@
-// Starting, storing, announcing, ticking. The requests are in federation_requests.cc.
+// Storing, announcing, ticking. The start is in federation_start.cc, the requests are in
+// federation_requests.cc.
 #include "server/federation_core.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/failpoint.h"
 #include "common/base/status.h"
 #include "server/round_metrics.h"
 #include "server/task_plan.h"
@@ -13,22 +14,11 @@
 namespace fedge {
 namespace {
 
-constexpr size_t kHistoryVersions = 64;  // read at the start
 constexpr absl::Duration kNodeFlushInterval = absl::Seconds(5);
 
 absl::string_view AsBytes(absl::Span<const float> values) {
   return absl::string_view(reinterpret_cast<const char*>(values.data()),
                            values.size() * sizeof(float));
-}
-
-absl::Status CopyFloats(const Digest& digest, absl::string_view bytes, absl::Span<float> values) {
-  if (bytes.size() != values.size() * sizeof(float)) {
-    return absl::DataLossError(absl::StrCat("stored version: blob ", digest.Hex(), " has ",
-                                            bytes.size(), " bytes, the run's adapter needs ",
-                                            values.size() * sizeof(float)));
-  }
-  std::memcpy(values.data(), bytes.data(), bytes.size());
-  return absl::OkStatus();
 }
 
 bool IsOutcome(const CoordinatorAction& action) {
@@ -60,33 +50,6 @@ FederationCore::FederationCore(RunPlan plan, std::unique_ptr<Store> store,
   FillAssignment(plan_, assignment_);
 }
 
-absl::StatusOr<std::unique_ptr<FederationCore>> FederationCore::Create(
-    RunPlan plan, const LoraAdapter& initial, std::unique_ptr<Store> store,
-    std::unique_ptr<UploadBuffer> uploads, FederationCoreOptions options) {
-  std::unique_ptr<FederationCore> core(new FederationCore(std::move(plan), std::move(store),
-                                                          std::move(uploads), std::move(options)));
-  RETURN_IF_ERROR(core->store_->OpenRun({.run_id = core->plan_.run_id,
-                                         .base_model = core->plan_.base_model,
-                                         .layout = core->plan_.lora.layout_hash(),
-                                         .seed = core->plan_.seed,
-                                         .config = core->options_.config,
-                                         .created = core->clock_.Now()}));
-  ASSIGN_OR_RETURN(ModelState state, core->LoadOrCreateVersion(initial));
-  ASSIGN_OR_RETURN(const uint64_t last_round, core->store_->LastRound(core->plan_.run_id));
-  {
-    absl::MutexLock lock(&core->mutex_);
-    core->coordinator_ =
-        std::make_unique<Coordinator>(core->plan_, std::move(state), last_round + 1);
-    core->flushed_ = core->clock_.Monotonic();
-  }
-  RETURN_IF_ERROR(core->ProcessActions());
-  if (core->options_.tick_interval > absl::ZeroDuration()) {
-    FederationCore* const self = core.get();
-    core->ticker_ = std::thread([self] { self->TickLoop(); });
-  }
-  return core;
-}
-
 FederationCore::~FederationCore() {
   {
     absl::MutexLock lock(&mutex_);
@@ -96,64 +59,20 @@ FederationCore::~FederationCore() {
   Flush();
 }
 
-absl::StatusOr<ModelState> FederationCore::LoadOrCreateVersion(const LoraAdapter& initial) {
-  ASSIGN_OR_RETURN(const std::optional<VersionRecord> latest, store_->LatestVersion(plan_.run_id));
-  if (latest) return LoadVersion(*latest);
-  ModelState state{initial, {}, 0};
-  ASSIGN_OR_RETURN(Downlink::Version version, downlink_.Start(initial));
-  RETURN_IF_ERROR(StoreVersion(state, VersionRecord(), std::move(version)).status());
-  return state;
-}
-
-absl::StatusOr<ModelState> FederationCore::LoadVersion(const VersionRecord& record) {
-  ModelState state{LoraAdapter(plan_.lora), {}, record.version};
-  ASSIGN_OR_RETURN(const std::string master, store_->ReadBlob(record.master));
-  RETURN_IF_ERROR(CopyFloats(record.master, master, state.adapter.values()));
-  if (record.momentum) {
-    ASSIGN_OR_RETURN(const std::string momentum, store_->ReadBlob(*record.momentum));
-    const size_t size = plan_.outer.StateSize(state.adapter.values().size());
-    // State of another optimizer is of no use to this one.
-    if (momentum.size() == size * sizeof(float)) {
-      state.momentum.resize(size);
-      RETURN_IF_ERROR(CopyFloats(*record.momentum, momentum, absl::MakeSpan(state.momentum)));
-    }
-  }
-  std::string snapshot;
-  if (record.snapshot) {
-    ASSIGN_OR_RETURN(snapshot, store_->ReadBlob(*record.snapshot));
-  }
-  ASSIGN_OR_RETURN(Downlink::Version version,
-                   downlink_.Resume(state.adapter, record.version, snapshot));
-  downlink_.Serve(std::move(version));
-  RETURN_IF_ERROR(LoadHistory());
-  return state;
-}
-
-absl::Status FederationCore::LoadHistory() {
-  ASSIGN_OR_RETURN(const std::vector<VersionRecord> records, store_->ListVersions(plan_.run_id));
-  std::vector<std::string> contents;  // newest first
-  for (auto record = records.rbegin();
-       record != records.rend() && contents.size() < kHistoryVersions; ++record) {
-    absl::StatusOr<std::string> bytes = store_->ReadBlob(record->encoded);
-    if (absl::IsNotFound(bytes.status())) break;  // no longer kept
-    if (!bytes.ok()) return bytes.status();
-    contents.push_back(*std::move(bytes));
-  }
-  std::reverse(contents.begin(), contents.end());
-  downlink_.AddHistory(contents);
-  return absl::OkStatus();
-}
-
 absl::StatusOr<VersionRecord> FederationCore::StoreVersion(const ModelState& state,
                                                            VersionRecord record,
-                                                           Downlink::Version version) {
+                                                           Downlink::Version version,
+                                                           absl::Span<const Contribution> parts) {
   record.version = state.version;
   record.created = clock_.Now();
+  RETURN_IF_ERROR(FEDGE_FAILPOINT("core.version.encoded"));
   ASSIGN_OR_RETURN(record, store_->PublishVersion(plan_.run_id, std::move(record),
                                                   {.encoded = *version.content,
                                                    .master = AsBytes(state.adapter.values()),
                                                    .momentum = AsBytes(state.momentum),
-                                                   .snapshot = version.snapshot}));
+                                                   .snapshot = version.snapshot},
+                                                  parts));
+  RETURN_IF_ERROR(FEDGE_FAILPOINT("core.version.stored"));
   downlink_.Serve(std::move(version));
   return record;
 }
@@ -161,30 +80,45 @@ absl::StatusOr<VersionRecord> FederationCore::StoreVersion(const ModelState& sta
 absl::Status FederationCore::ProcessActions() {
   absl::MutexLock storing(&actions_mutex_);
   for (;;) {
-    std::vector<CoordinatorAction> actions;
     {
       absl::MutexLock lock(&mutex_);
       if (!failed_.ok()) return failed_;
-      actions = coordinator_->TakeActions();
+      for (CoordinatorAction& action : coordinator_->TakeActions()) {
+        unstored_.push_back(std::move(action));
+      }
     }
-    if (actions.empty()) return absl::OkStatus();
-    const absl::Status status = HandleAll(actions);
-    if (!status.ok()) return Fail(status);
+    if (unstored_.empty()) return absl::OkStatus();
+    RETURN_IF_ERROR(CheckStored(HandleFirst()));
   }
 }
 
-absl::Status FederationCore::HandleAll(std::vector<CoordinatorAction>& actions) {
-  for (size_t i = 0; i < actions.size();) {
-    size_t end = i;
-    while (end < actions.size() && IsOutcome(actions[end])) ++end;
-    if (end > i) {
-      RETURN_IF_ERROR(HandleOutcomes(absl::MakeConstSpan(actions).subspan(i, end - i)));
-      i = end;
-    } else {
-      RETURN_IF_ERROR(Handle(actions[i++]));
-    }
+absl::Status FederationCore::HandleFirst() {
+  const auto end = std::find_if_not(unstored_.begin(), unstored_.end(), IsOutcome);
+  if (end == unstored_.begin()) {
+    RETURN_IF_ERROR(Handle(unstored_.front()));
+    unstored_.pop_front();
+    return absl::OkStatus();
   }
+  RETURN_IF_ERROR(HandleOutcomes(std::vector<CoordinatorAction>(unstored_.begin(), end)));
+  unstored_.erase(unstored_.begin(), end);
   return absl::OkStatus();
+}
+
+absl::Status FederationCore::CheckStored(const absl::Status& status) {
+  if (!status.ok() && !absl::IsResourceExhausted(status)) return Fail(status);
+  if (no_room_ != status.ok()) return status;
+  no_room_ = !status.ok();
+  for (ServerEvents* const events : options_.events) {
+    no_room_ ? events->OnNoRoom(status) : events->OnRoomAgain();
+  }
+  return status;
+}
+
+absl::Status FederationCore::StoreUpdate(const Digest& digest, absl::string_view bytes) {
+  const absl::Status status = store_->WriteUpdate(digest, bytes);
+  if (status.ok()) return status;
+  absl::MutexLock storing(&actions_mutex_);
+  return CheckStored(status);
 }
 
 absl::Status FederationCore::HandleOutcomes(absl::Span<const CoordinatorAction> outcomes) {
@@ -213,7 +147,9 @@ absl::Status FederationCore::HandleOutcomes(absl::Span<const CoordinatorAction> 
       record.metrics = metrics->second.SerializeAsString();
     }
   }
+  RETURN_IF_ERROR(FEDGE_FAILPOINT("core.update.judged"));
   RETURN_IF_ERROR(store_->RecordParticipations(plan_.run_id, records));
+  RETURN_IF_ERROR(FEDGE_FAILPOINT("core.update.stored"));
   for (const CoordinatorAction& action : outcomes) {
     for (ServerEvents* const events : options_.events) {
       if (const auto* const update = std::get_if<UpdateJudged>(&action)) events->OnUpdate(*update);
@@ -227,8 +163,11 @@ absl::Status FederationCore::HandleOutcomes(absl::Span<const CoordinatorAction> 
 
 absl::Status FederationCore::Handle(CoordinatorAction& action) {
   if (const auto* const started = std::get_if<RoundStarted>(&action)) {
-    RETURN_IF_ERROR(
-        store_->StartRound(plan_.run_id, started->round, started->base_version, clock_.Now()));
+    RETURN_IF_ERROR(store_->StartRound(plan_.run_id, {.round = started->round,
+                                                      .base_version = started->base_version,
+                                                      .cohort = started->cohort,
+                                                      .started = clock_.Now()}));
+    RETURN_IF_ERROR(FEDGE_FAILPOINT("core.round.stored"));
     for (ServerEvents* const events : options_.events) {
       events->OnRoundStarted(started->round, started->base_version, started->cohort);
     }
@@ -263,7 +202,8 @@ absl::Status FederationCore::HandlePublished(VersionPublished& published) {
   ASSIGN_OR_RETURN(Downlink::Version version,
                    downlink_.Next(published.state.adapter, published.state.version));
   const std::shared_ptr<const AdapterState> served = version.state;
-  ASSIGN_OR_RETURN(record, StoreVersion(published.state, std::move(record), std::move(version)));
+  ASSIGN_OR_RETURN(record, StoreVersion(published.state, std::move(record), std::move(version),
+                                        published.contributions));
   {
     absl::MutexLock lock(&mutex_);
     coordinator_->ConfirmPublished(record.version, clock_.Monotonic());
@@ -274,7 +214,7 @@ absl::Status FederationCore::HandlePublished(VersionPublished& published) {
   return absl::OkStatus();
 }
 
-// After a failed write nothing more is written or promised: the process has to be restarted.
+// After such a failure nothing more is written or promised: the process has to be restarted.
 absl::Status FederationCore::Fail(const absl::Status& status) {
   absl::Status failure;
   {
@@ -325,18 +265,19 @@ void FederationCore::Flush() {
     for (auto& [name, record] : seen_) nodes.push_back(std::move(record));
     seen_.clear();
   }
-  const absl::Status status = store_->TouchNodes(nodes);
-  if (!status.ok()) Fail(status).IgnoreError();
+  if (CheckStored(store_->TouchNodes(nodes)).ok()) return;
+  absl::MutexLock lock(&mutex_);
+  for (NodeRecord& node : nodes) {
+    const std::string name = node.node_id;
+    seen_.emplace(name, std::move(node));
+  }
 }
 
 void FederationCore::RecordHoldout(uint64_t version, double loss, int64_t tokens) {
   absl::MutexLock storing(&actions_mutex_);
   if (!health().ok()) return;
-  const absl::Status status = store_->RecordHoldout(plan_.run_id, version, loss);
-  if (!status.ok()) {
-    Fail(status).IgnoreError();
-    return;
-  }
+  const absl::Status status = CheckStored(store_->RecordHoldout(plan_.run_id, version, loss));
+  if (!status.ok() && !absl::IsResourceExhausted(status)) return;
   for (ServerEvents* const events : options_.events) events->OnEvaluated(version, loss, tokens);
 }
 

@@ -4,11 +4,13 @@
 // Locks: `mutex_` guards the coordinator and small tables and is never held during I/O;
 // `actions_mutex_` is held while the coordinator's actions are stored and announced, one batch
 // after the other. A method that caused an action returns only after it was stored: what a device
-// is told is durable.
+// is told is durable. While the disk is full nothing is told: requests get ResourceExhausted, what
+// was decided waits in memory and is stored when there is room.
 #ifndef FEDGE_SERVER_FEDERATION_CORE_H_
 #define FEDGE_SERVER_FEDERATION_CORE_H_
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -44,9 +46,11 @@ struct FederationCoreOptions {
 // Thread-safe. Methods block on the disk (not on the network), for milliseconds as a rule.
 class FederationCore {
  public:
-  // Continues the run in `store` after its last published version, or starts it with `initial` as
-  // version 0. Codes of Store::OpenRun and ReadBlob; DataLoss when a stored version does not fit
-  // the plan's adapter.
+  // Continues the run in `store` at its last published version and in the round that was open, or
+  // starts it with `initial` as version 0. Damaged blobs are moved aside and announced: an update's
+  // node is asked again, a damaged version is replaced by the newest intact one (as the next
+  // version). Codes of Store; DataLoss when no stored version is intact and fits the plan's
+  // adapter.
   static absl::StatusOr<std::unique_ptr<FederationCore>> Create(
       RunPlan plan, const LoraAdapter& initial, std::unique_ptr<Store> store,
       std::unique_ptr<UploadBuffer> uploads, FederationCoreOptions options);
@@ -98,12 +102,25 @@ class FederationCore {
   FederationCore(RunPlan plan, std::unique_ptr<Store> store, std::unique_ptr<UploadBuffer> uploads,
                  FederationCoreOptions options);
 
+  // The start.
   absl::StatusOr<ModelState> LoadOrCreateVersion(const LoraAdapter& initial);
   absl::StatusOr<ModelState> LoadVersion(const VersionRecord& record);
+  absl::StatusOr<ModelState> LoadMaster(const VersionRecord& record);
   absl::Status LoadHistory();
+  // The newest version that is intact, as the one after `latest`; `damage` when there is none.
+  absl::StatusOr<ModelState> FallBack(const VersionRecord& latest, const absl::Status& damage);
+  absl::Status StartCoordinator(ModelState state);
+  absl::Status ContinueRound(const RoundRecord& round);
+  absl::Status ResumeVerdict(const ParticipationRecord& record)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status Withdraw(const ParticipationRecord& record, const absl::Status& damage);
+  // Moves the blob aside if it is damaged, and says so unless `what` is empty.
+  absl::Status Quarantine(const Digest& digest, const std::string& what);
+
   // Stores the version, of which `version` is what devices get, and makes it the one served.
   absl::StatusOr<VersionRecord> StoreVersion(const ModelState& state, VersionRecord record,
-                                             Downlink::Version version);
+                                             Downlink::Version version,
+                                             absl::Span<const Contribution> parts);
 
   absl::Status CheckServing();
   absl::Status CheckRun(absl::string_view run_id) const;
@@ -113,10 +130,15 @@ class FederationCore {
   absl::StatusOr<v1::UploadReceipt> Submit(const UploadKey& key, const std::string& bytes);
   void NoteMetrics(absl::string_view node, uint64_t round, v1::TaskMetrics metrics);
 
-  // Stores and announces what the coordinator decided, in order. Unavailable once the store failed.
+  // Stores and announces what the coordinator decided, in order; all updates that were judged
+  // meanwhile in one transaction. ResourceExhausted: the disk is full, the rest is stored by a
+  // later call. Unavailable once the store failed.
   absl::Status ProcessActions();
-  absl::Status HandleAll(std::vector<CoordinatorAction>& actions)
+  absl::Status HandleFirst() ABSL_EXCLUSIVE_LOCKS_REQUIRED(actions_mutex_);
+  // Passes a status of the store on: fails the server unless the disk is only full.
+  absl::Status CheckStored(const absl::Status& status)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(actions_mutex_);
+  absl::Status StoreUpdate(const Digest& digest, absl::string_view bytes);
   absl::Status Handle(CoordinatorAction& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(actions_mutex_);
   absl::Status HandlePublished(VersionPublished& published)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(actions_mutex_);
@@ -136,6 +158,8 @@ class FederationCore {
   Downlink downlink_;  // locks for itself
 
   absl::Mutex actions_mutex_ ABSL_ACQUIRED_BEFORE(mutex_);
+  std::deque<CoordinatorAction> unstored_ ABSL_GUARDED_BY(actions_mutex_);
+  bool no_room_ ABSL_GUARDED_BY(actions_mutex_) = false;
   absl::Mutex mutex_;
   std::unique_ptr<Coordinator> coordinator_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, v1::TaskMetrics> metrics_ ABSL_GUARDED_BY(mutex_);  // of metrics_round_

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/failpoint.h"
 #include "common/base/status.h"
 #include "server/federation_core.h"
 #include "server/round_metrics.h"
@@ -231,9 +232,8 @@ absl::Status FederationCore::Report(const v1::ReportRequest& request) {
   v1::TaskMetrics known_fields = request.metrics();
   known_fields.DiscardUnknownFields();
   absl::MutexLock storing(&actions_mutex_);
-  const absl::Status status = store_->RecordMetrics(
-      plan_.run_id, request.round(), request.node_id(), known_fields.SerializeAsString());
-  return status.ok() ? status : Fail(status);
+  return CheckStored(store_->RecordMetrics(plan_.run_id, request.round(), request.node_id(),
+                                           known_fields.SerializeAsString()));
 }
 
 absl::StatusOr<v1::UploadReceipt> FederationCore::Submit(const UploadKey& key,
@@ -243,17 +243,29 @@ absl::StatusOr<v1::UploadReceipt> FederationCore::Submit(const UploadKey& key,
     absl::MutexLock lock(&mutex_);
     base_version = coordinator_->version();
   }
-  // Decoding and checking need no lock: should the round end meanwhile, SubmitUpdate says so.
+  RETURN_IF_ERROR(FEDGE_FAILPOINT("core.update.whole"));
+  // Decoding, checking and writing need no lock: should the round end meanwhile, the verdict says
+  // so.
   ReceivedUpdate update{.digest = key.sha256,
                         .wire_bytes = bytes.size(),
                         .admitted = AdmitUpdate(plan_, key.round, base_version, bytes)};
-  UpdateVerdict verdict;
+  const bool is_written = update.admitted.ok();
+  if (is_written) RETURN_IF_ERROR(StoreUpdate(key.sha256, bytes));
+  std::optional<UpdateVerdict> verdict;
+  bool counts = false;
   {
     absl::MutexLock lock(&mutex_);
-    verdict = coordinator_->SubmitUpdate(key.node_id, key.round, std::move(update));
+    verdict = coordinator_->KnownVerdict(key.node_id, key.round, key.sha256);
+    if (!verdict) {
+      verdict = coordinator_->SubmitUpdate(key.node_id, key.round, std::move(update));
+      counts = verdict->verdict == Verdict::kAccepted;
+    }
   }
+  if (is_written && !counts) store_->DropUpdate(key.sha256);
   RETURN_IF_ERROR(ProcessActions());
-  return MakeReceipt(verdict, key.size_bytes);
+  uploads_->Remove(key);  // only now: until here a restarted server needs its bytes
+  RETURN_IF_ERROR(FEDGE_FAILPOINT("core.receipt"));
+  return MakeReceipt(*verdict, key.size_bytes);
 }
 
 absl::StatusOr<std::optional<v1::UploadReceipt>> FederationCore::Upload::OnMessage(

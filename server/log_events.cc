@@ -31,6 +31,13 @@ void LogEvents::OnRoundStarted(uint64_t round, uint64_t base_version,
           " nodes");
 }
 
+void LogEvents::OnRoundContinued(const RoundRecord& round, const RoundCounts& counts) {
+  LogInfo("round ", round.round, ": continued on version ", round.base_version, ", attempt ",
+          round.attempt, ": ", CountsText(counts), ", ", counts.pending, " pending");
+}
+
+void LogEvents::OnDamage(const std::string& what) { LogWarning(what); }
+
 void LogEvents::OnUpdate(const UpdateJudged& update) {
   const std::string head = absl::StrCat("round ", update.round, ": node '", update.node_id, "' ",
                                         std::string(VerdictName(update.verdict.verdict)));
@@ -84,6 +91,13 @@ void LogEvents::OnEvaluated(uint64_t version, double loss, int64_t tokens) {
 void LogEvents::OnFinished(uint64_t final_version) {
   LogInfo("run finished with version ", final_version);
 }
+
+void LogEvents::OnNoRoom(const absl::Status& status) {
+  LogWarning(std::string(status.message()),
+             "; nothing is acknowledged until there is room, devices keep their updates");
+}
+
+void LogEvents::OnRoomAgain() { LogInfo("there is room on the disk again"); }
 
 void LogEvents::OnFailed(const absl::Status& status) {
   LogError(std::string(status.message()), "; restart the server when this is mended");

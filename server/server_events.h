@@ -24,6 +24,10 @@ class ServerEvents {
   // `cohort` is sorted.
   virtual void OnRoundStarted(uint64_t /*round*/, uint64_t /*base_version*/,
                               const std::vector<std::string>& /*cohort*/) {}
+  // A round that was open when the server stopped goes on with `counts`.
+  virtual void OnRoundContinued(const RoundRecord& /*round*/, const RoundCounts& /*counts*/) {}
+  // Something stored is damaged; `what` says what, where, and what became of it: one line.
+  virtual void OnDamage(const std::string& /*what*/) {}
   // Once a node and round. `update.reason` is one line without control characters.
   virtual void OnUpdate(const UpdateJudged& /*update*/) {}
   virtual void OnTaskFailed(const TaskFailed& /*failure*/) {}
@@ -33,6 +37,9 @@ class ServerEvents {
   // Server-side loss of a version over `tokens` held-out tokens, nats a token.
   virtual void OnEvaluated(uint64_t /*version*/, double /*loss*/, int64_t /*tokens*/) {}
   virtual void OnFinished(uint64_t /*final_version*/) {}
+  // The disk is full: nothing is acknowledged until OnRoomAgain.
+  virtual void OnNoRoom(const absl::Status& /*status*/) {}
+  virtual void OnRoomAgain() {}
   // The store failed: nothing is accepted or served any more; the process must be restarted.
   virtual void OnFailed(const absl::Status& /*status*/) {}
 };

@@ -2,6 +2,7 @@
 
 #include <sqlite3.h>
 
+#include <cerrno>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -9,6 +10,8 @@
 
 namespace fedge {
 namespace {
+
+constexpr int kCheckpointPages = 1000;
 
 absl::Status SqliteError(sqlite3* db, absl::string_view path, int code) {
   const absl::string_view reason = db != nullptr ? sqlite3_errmsg(db) : sqlite3_errstr(code);
@@ -28,10 +31,17 @@ absl::Status SqliteError(sqlite3* db, absl::string_view path, int code) {
     case SQLITE_PERM:
     case SQLITE_READONLY:
     case SQLITE_AUTH:
-      return absl::PermissionDeniedError(absl::StrCat(path, ": ", reason));
+      return absl::PermissionDeniedError(absl::StrCat(
+          path, ": ", reason, "; the server needs to write to its state folder and all in it"));
     case SQLITE_FULL:
     case SQLITE_NOMEM:
-      return absl::ResourceExhaustedError(absl::StrCat(path, ": ", reason));
+      return absl::ResourceExhaustedError(
+          absl::StrCat(path, ": ", reason, "; make room, the server then goes on"));
+    case SQLITE_IOERR:
+      if (db != nullptr && code == SQLITE_IOERR_WRITE && sqlite3_system_errno(db) == EDQUOT) {
+        return absl::ResourceExhaustedError(absl::StrCat(path, ": disk quota exceeded"));
+      }
+      [[fallthrough]];
     default:
       return absl::InternalError(absl::StrCat(path, ": ", reason, " (SQLite code ", code, ")"));
   }
@@ -133,6 +143,13 @@ absl::StatusOr<std::unique_ptr<SqliteDb>> SqliteDb::Open(absl::string_view path)
   std::unique_ptr<SqliteDb> db(new SqliteDb(handle, std::string(path)));
   if (code != SQLITE_OK) return SqliteError(handle, path, code);
   sqlite3_db_config(handle, SQLITE_DBCONFIG_DEFENSIVE, 1, nullptr);
+  sqlite3_wal_hook(
+      handle,
+      [](void* self, sqlite3*, const char*, int pages) {
+        static_cast<SqliteDb*>(self)->log_pages_ = pages;
+        return SQLITE_OK;
+      },
+      db.get());
   // locking_mode before WAL: no shared memory file is needed then.
   RETURN_IF_ERROR(
       db->Execute("PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL;"
@@ -162,6 +179,17 @@ absl::StatusOr<int64_t> SqliteDb::QueryInt(absl::string_view sql) {
   if (!row) return absl::InternalError(absl::StrCat(path_, ": no result for ", sql));
   return statement.Int(0);
 }
+
+absl::Status SqliteDb::CheckpointIfLarge() {
+  if (log_pages_ < kCheckpointPages) return absl::OkStatus();
+  const int code =
+      sqlite3_wal_checkpoint_v2(db_, nullptr, SQLITE_CHECKPOINT_PASSIVE, nullptr, nullptr);
+  if (code == SQLITE_OK) log_pages_ = 0;
+  const absl::Status status = code == SQLITE_OK ? absl::OkStatus() : SqliteError(db_, path_, code);
+  return absl::IsResourceExhausted(status) ? absl::OkStatus() : status;
+}
+
+void SqliteDb::KeepLog() { sqlite3_db_config(db_, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, nullptr); }
 
 absl::Status SqliteDb::QuickCheck() {
   ASSIGN_OR_RETURN(SqliteStatement statement, Prepare("PRAGMA quick_check(1)"));

@@ -53,8 +53,8 @@ class SqliteStatement {
 };
 
 // Codes of all errors: DataLoss (damaged, or no database at all), FailedPrecondition (in use by
-// another process, constraint), PermissionDenied, ResourceExhausted (disk full), Internal. Messages
-// name the file. Not thread-safe.
+// another process, constraint), PermissionDenied, ResourceExhausted (disk or quota full; nothing
+// was changed), Internal. Messages name the file. Not thread-safe.
 class SqliteDb {
  public:
   // WAL, synchronous=FULL, foreign keys; locked against other processes for as long as it is open.
@@ -67,6 +67,12 @@ class SqliteDb {
   absl::Status Execute(absl::string_view sql);  // one or more statements without results
   absl::StatusOr<SqliteStatement> Prepare(absl::string_view sql);
   absl::StatusOr<int64_t> QueryInt(absl::string_view sql);  // first column of the first row
+  // Moves the write-ahead log's pages into the database file when they are many. Not left to
+  // SQLite, which would ignore a failing sync there. A full disk is no error: tried again next
+  // time.
+  absl::Status CheckpointIfLarge();
+  // The log stays as it is when this is closed: after an error, what the next start recovers.
+  void KeepLog();
   // Reads every page: DataLoss with SQLite's first finding.
   absl::Status QuickCheck();
 
@@ -74,6 +80,7 @@ class SqliteDb {
   SqliteDb(sqlite3* db, std::string path) : db_(db), path_(std::move(path)) {}
   sqlite3* db_;
   std::string path_;
+  int log_pages_ = 0;
 };
 
 // BEGIN IMMEDIATE now; rolled back by the destructor unless Commit succeeded.

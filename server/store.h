@@ -1,6 +1,8 @@
 // What a server must not forget: runs, versions with their blobs, rounds, who took part, nodes.
 //
-// A version is published in one step: a reader of the store sees version v or v + 1, never a mix.
+// A version is published in one step, with the exact list of what went into it: a reader of the
+// store sees version v or v + 1, never a mix. The bytes of an accepted update are durable before
+// the row that says so, and are kept until the next version is published.
 // Not here: which bytes are accepted (coordinator), bytes of uploads that are not whole yet
 // (upload_buffer).
 #ifndef FEDGE_SERVER_STORE_H_
@@ -80,40 +82,70 @@ struct ParticipationRecord {
   absl::Time when;
 };
 
+struct RoundRecord {
+  uint64_t round = 0;
+  uint64_t base_version = 0;
+  uint64_t attempt = 1;             // one more each time a server that stopped continues it
+  std::vector<std::string> cohort;  // sorted
+  absl::Time started;
+};
+
 struct NodeRecord {
   std::string node_id;
   absl::Time last_seen;
   std::string device;  // serialized v1::DeviceReport
 };
 
-// Thread-safe. Calls block on the disk. A call that returns OK is durable. After a failed write all
-// further writes return FailedPrecondition: the owner must stop and be restarted.
+// Thread-safe. Calls block on the disk. A call that returns OK is durable; one that failed may have
+// happened all the same, and all may be repeated: the second time changes nothing.
+//
+// ResourceExhausted: the disk is full; nothing is lost, the same call works once there is room
+// again. After any other failed write all further writes return FailedPrecondition: what reached
+// the disk is no longer known, the owner must stop and be restarted.
 class Store {
  public:
   virtual ~Store() = default;
 
-  // Creates the run or continues it: rounds that were open are marked abandoned.
-  // FailedPrecondition: it exists with another base model, layout or seed (names what differs).
+  // Creates the run or continues it. FailedPrecondition: it exists with another base model, layout
+  // or seed (names what differs).
   virtual absl::Status OpenRun(const RunRecord& run) = 0;
   virtual absl::StatusOr<std::optional<VersionRecord>> LatestVersion(absl::string_view run) = 0;
   virtual absl::StatusOr<std::vector<VersionRecord>> ListVersions(absl::string_view run) = 0;
   virtual absl::StatusOr<uint64_t> LastRound(absl::string_view run) = 0;  // 0: none was started
 
-  virtual absl::Status StartRound(absl::string_view run, uint64_t round, uint64_t base_version,
-                                  absl::Time when) = 0;
+  // FailedPrecondition: a round of this number was started differently.
+  virtual absl::Status StartRound(absl::string_view run, const RoundRecord& round) = 0;
+  // The round that was open when the last server stopped, now at its next attempt.
+  virtual absl::StatusOr<std::optional<RoundRecord>> ContinueRound(absl::string_view run) = 0;
+  // The bytes of the round's updates go.
   virtual absl::Status AbandonRound(absl::string_view run, uint64_t round,
                                     const RoundCounts& counts, absl::string_view reason,
                                     absl::Time when) = 0;
-  // Blobs first, then one transaction for the version and its round; then the blobs of versions
-  // that are no longer kept go. Fills in the record's digests.
-  virtual absl::StatusOr<VersionRecord> PublishVersion(absl::string_view run, VersionRecord record,
-                                                       const VersionBlobs& blobs) = 0;
+  // Blobs first, then one transaction for the version, its contributions (sorted by node) and its
+  // round; then the blobs of versions that are no longer kept go, and those of updates of rounds
+  // before. Fills in the record's digests. FailedPrecondition: a version of this number with other
+  // content exists, or there is a gap.
+  virtual absl::StatusOr<VersionRecord> PublishVersion(
+      absl::string_view run, VersionRecord record, const VersionBlobs& blobs,
+      absl::Span<const Contribution> contributions) = 0;
+  // What went into a version, sorted by node. Kept for ever.
+  virtual absl::StatusOr<std::vector<Contribution>> ListContributions(absl::string_view run,
+                                                                      uint64_t version) = 0;
   virtual absl::Status RecordHoldout(absl::string_view run, uint64_t version, double loss) = 0;
 
-  // A blob of a kept version, checked against its digest: NotFound, DataLoss.
+  // A blob of a kept version, or an accepted update of the open round or of the one that published
+  // last; checked against its digest: NotFound, DataLoss.
   virtual absl::StatusOr<std::string> ReadBlob(const Digest& digest) = 0;
+  // Moves a damaged blob aside, so that its bytes can be written anew. Fine when there is none.
+  virtual absl::Status QuarantineBlob(const Digest& digest) = 0;
   // Whether `digest` is what devices download as a version of `run` that is still kept.
   virtual absl::StatusOr<bool> IsServed(absl::string_view run, const Digest& digest) = 0;
+
+  // Makes an update's bytes durable ahead of the record that will name them. Updates are written in
+  // parallel. Undone by DropUpdate, or kept by RecordParticipations of an accepted update; exactly
+  // one of the two must follow each WriteUpdate.
+  virtual absl::Status WriteUpdate(const Digest& digest, absl::string_view bytes) = 0;
+  virtual void DropUpdate(const Digest& digest) = 0;
 
   // All in one transaction. Inserts, or replaces a record of the same (round, node) that has no
   // verdict (kFailed, kLate).
@@ -121,6 +153,12 @@ class Store {
                                             absl::Span<const ParticipationRecord> records) = 0;
   virtual absl::StatusOr<std::optional<ParticipationRecord>> FindParticipation(
       absl::string_view run, uint64_t round, absl::string_view node) = 0;
+  // Of a round, sorted by node.
+  virtual absl::StatusOr<std::vector<ParticipationRecord>> ListParticipations(absl::string_view run,
+                                                                              uint64_t round) = 0;
+  // Forgets a verdict whose update's bytes are damaged, as if the update had never come.
+  virtual absl::Status WithdrawParticipation(absl::string_view run, uint64_t round,
+                                             absl::string_view node) = 0;
   // Only fills in what is missing; without effect when the node has no record in the round.
   virtual absl::Status RecordMetrics(absl::string_view run, uint64_t round, absl::string_view node,
                                      absl::string_view metrics) = 0;

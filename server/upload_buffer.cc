@@ -7,6 +7,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/byte_io.h"
+#include "common/base/failpoint.h"
 #include "common/base/status.h"
 
 namespace fedge {
@@ -177,7 +178,6 @@ absl::StatusOr<std::optional<std::string>> UploadBuffer::Append(const UploadKey&
   RETURN_IF_ERROR(CheckChunk(key, offset, data, crc32c));
   if (data.size() == key.size_bytes) {  // an upload of one chunk needs no file
     RETURN_IF_ERROR(CheckWhole(key, data));
-    Remove(key);
     return std::optional<std::string>(std::string(data));
   }
   ASSIGN_OR_RETURN(const std::shared_ptr<Part> part, FindOrOpen(NameOf(key), key));
@@ -192,7 +192,7 @@ absl::StatusOr<std::optional<std::string>> UploadBuffer::Append(const UploadKey&
     // Truncating to what is committed also clears the remains of a write that failed.
     ASSIGN_OR_RETURN(const std::unique_ptr<WritableFile> file,
                      env_.OpenForWrite(part->path, part->committed));
-    RETURN_IF_ERROR(file->Append(data));
+    RETURN_IF_ERROR(FEDGE_FAILPOINT_RUN("upload.append", file->Append(data)));
     RETURN_IF_ERROR(file->Close());
     part->committed += data.size();
   }
@@ -215,9 +215,9 @@ absl::StatusOr<std::string> UploadBuffer::Finish(
     const std::shared_ptr<Part>& part, const UploadKey& key) ABSL_NO_THREAD_SAFETY_ANALYSIS {
   ASSIGN_OR_RETURN(std::string bytes, env_.ReadFile(part->path, limits_.max_upload_bytes));
   const absl::Status status = CheckWhole(key, bytes);
+  if (status.ok()) return bytes;
   DropLocked(part);
-  RETURN_IF_ERROR(status);
-  return bytes;
+  return status;
 }
 
 void UploadBuffer::Drop(const std::shared_ptr<Part>& part) {
@@ -227,7 +227,7 @@ void UploadBuffer::Drop(const std::shared_ptr<Part>& part) {
 
 void UploadBuffer::DropLocked(const std::shared_ptr<Part>& part) ABSL_NO_THREAD_SAFETY_ANALYSIS {
   // A file that cannot be removed is taken up again at the next start and removed when stale.
-  env_.Remove(part->path).IgnoreError();
+  FEDGE_FAILPOINT_RUN("upload.remove", env_.Remove(part->path)).IgnoreError();
   part->dropped = true;
   absl::MutexLock lock(&mutex_);
   reserved_ -= part->reserved;

@@ -55,9 +55,9 @@ class UploadBuffer {
   // How many bytes of the upload are held; 0 when it is unknown.
   uint64_t CommittedBytes(const UploadKey& key);
 
-  // Adds a chunk; returns the whole upload's bytes once they are complete and their digest is right
-  // (its part is removed then), nothing before that. A chunk that lies wholly in what is held is
-  // ignored. Codes:
+  // Adds a chunk; returns the whole upload's bytes once they are complete and their digest is
+  // right, nothing before that. The part stays until Remove: a server that stops before the update
+  // is stored elsewhere finds it again. A chunk that lies wholly in what is held is ignored. Codes:
   //   InvalidArgument    upload or chunk over its limit, of no bytes, or beyond the declared size
   //   OutOfRange         the offset leaves a gap or overlaps: the message names the offset to go on
   //   DataLoss           the chunk's CRC is wrong (nothing added), or the whole's digest is (the

@@ -2,6 +2,7 @@
 #ifndef FEDGE_TESTS_SERVER_FEDERATION_TEST_RIG_H_
 #define FEDGE_TESTS_SERVER_FEDERATION_TEST_RIG_H_
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <utility>
@@ -25,6 +26,17 @@ class EventRecorder : public ServerEvents {
     lines.push_back(absl::StrCat("start ", round, " on v", base_version, " with ", cohort.size()));
     last_cohort = cohort;
   }
+  void OnRoundContinued(const RoundRecord& round, const RoundCounts& counts) override {
+    lines.push_back(absl::StrCat("continue ", round.round, " on v", round.base_version, " attempt ",
+                                 round.attempt, ": ", counts.accepted, " accepted, ",
+                                 counts.rejected, " rejected, ", counts.dropped, " dropped, ",
+                                 counts.pending, " pending"));
+  }
+  void OnDamage(const std::string& what) override {
+    lines.push_back(absl::StrCat("damage: ", what));
+  }
+  void OnNoRoom(const absl::Status&) override { lines.push_back("no room"); }
+  void OnRoomAgain() override { lines.push_back("room again"); }
   void OnUpdate(const UpdateJudged& update) override {
     lines.push_back(absl::StrCat("update ", update.round, " ", update.node_id, " ",
                                  std::string(VerdictName(update.verdict.verdict))));

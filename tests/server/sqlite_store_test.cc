@@ -58,15 +58,23 @@ VersionRecord Version(uint64_t version) {
   return record;
 }
 
+RoundRecord Round(uint64_t round, uint64_t base_version) {
+  return {.round = round,
+          .base_version = base_version,
+          .cohort = {"node-01", "node-02"},
+          .started = At(9)};
+}
+
 absl::StatusOr<VersionRecord> Publish(SqliteStore& store, uint64_t version) {
   if (version > 0) {
-    RETURN_IF_ERROR(store.StartRound(kRun, version, version - 1, At(1)));
+    RETURN_IF_ERROR(store.StartRound(kRun, Round(version, version - 1)));
   }
   return store.PublishVersion(kRun, Version(version),
                               {.encoded = absl::StrCat("encoded ", version),
                                .master = absl::StrCat("master ", version),
                                .momentum = version == 2 ? "momentum" : "",
-                               .snapshot = version == 1 ? "snapshot" : ""});
+                               .snapshot = version == 1 ? "snapshot" : ""},
+                              {});
 }
 
 TEST(SqliteStoreTest, KeepsVersionsOverReopening) {
@@ -78,7 +86,7 @@ TEST(SqliteStoreTest, KeepsVersionsOverReopening) {
     ASSERT_TRUE(Publish(*store, 0).ok());
     ASSERT_TRUE(Publish(*store, 1).ok());
     ASSERT_TRUE(store->RecordHoldout(kRun, 1, 2.75).ok());
-    ASSERT_TRUE(store->StartRound(kRun, 5, 1, At(9)).ok());
+    ASSERT_TRUE(store->StartRound(kRun, Round(5, 1)).ok());
   }
   auto store = OpenOrDie(dir);
   const auto latest = *store->LatestVersion(kRun);
@@ -132,7 +140,10 @@ TEST(SqliteStoreTest, RefusesASecondPublicationOfAVersion) {
   const TemporaryDir dir;
   auto store = OpenOrDie(dir);
   ASSERT_TRUE(Publish(*store, 0).ok());
-  EXPECT_EQ(Publish(*store, 0).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(Publish(*store, 0).ok());  // the same again changes nothing
+  const VersionBlobs other = {.encoded = "other", .master = "master 0"};
+  EXPECT_EQ(store->PublishVersion(kRun, Version(0), other, {}).status().code(),
+            absl::StatusCode::kFailedPrecondition);
 }
 
 TEST(SqliteStoreTest, RefusesAGapInVersions) {
@@ -146,7 +157,7 @@ TEST(SqliteStoreTest, RefusesAGapInVersions) {
 TEST(SqliteStoreTest, KeepsOneVerdictANodeAndRound) {
   const TemporaryDir dir;
   auto store = OpenOrDie(dir);
-  ASSERT_TRUE(store->StartRound(kRun, 1, 0, At(0)).ok());
+  ASSERT_TRUE(store->StartRound(kRun, Round(1, 0)).ok());
   ParticipationRecord record{.round = 1,
                              .node_id = "node-01",
                              .outcome = Outcome::kFailed,
@@ -250,7 +261,13 @@ TEST(SqliteStoreTest, TakesOverADatabaseOfSchemaOne) {
   }
   {
     auto db = SqliteDb::Open(dir.File("fedge.db"));
-    ASSERT_TRUE((*db)->Execute("ALTER TABLE versions DROP COLUMN snapshot").ok());
+    ASSERT_TRUE((*db)
+                    ->Execute("DROP TABLE members; DROP TABLE contributions;"
+                              "DROP INDEX updates_by_blob;"
+                              "ALTER TABLE rounds DROP COLUMN attempt;"
+                              "ALTER TABLE updates DROP COLUMN stored;"
+                              "ALTER TABLE versions DROP COLUMN snapshot")
+                    .ok());
     ASSERT_TRUE((*db)->Execute("PRAGMA user_version=1").ok());
   }
   auto store = OpenOrDie(dir);
@@ -309,17 +326,17 @@ TEST(SqliteStoreTest, PublishesWholeOrNotAtAllUnderFailures) {
         auto store = Open(dir, env);
         ASSERT_TRUE((*store)->OpenRun(TheRun()).ok());
         ASSERT_TRUE(Publish(**store, 0).ok());
-        ASSERT_TRUE((*store)->StartRound(kRun, 1, 0, At(0)).ok());
-        env.FailFrom(operation, absl::StatusCode::kResourceExhausted,
+        ASSERT_TRUE((*store)->StartRound(kRun, Round(1, 0)).ok());
+        env.FailFrom(operation, absl::StatusCode::kInternal,
                      for_ever ? FaultEnv::Span::kForEver : FaultEnv::Span::kOnce,
                      FaultEnv::Scope::kWrites);
         const auto result = (*store)->PublishVersion(
-            kRun, Version(1), {.encoded = "e", .master = "m", .momentum = ""});
+            kRun, Version(1), {.encoded = "e", .master = "m", .momentum = ""}, {});
         published = result.ok();
         if (!published) {
           ++failures;
           // Nothing more is written after a failure.
-          EXPECT_EQ((*store)->StartRound(kRun, 2, 0, At(0)).code(),
+          EXPECT_EQ((*store)->StartRound(kRun, Round(2, 0)).code(),
                     absl::StatusCode::kFailedPrecondition);
         }
       }
@@ -333,6 +350,155 @@ TEST(SqliteStoreTest, PublishesWholeOrNotAtAllUnderFailures) {
     }
     EXPECT_EQ(failures, 12);  // open, append, sync, close, rename, sync folder; two blobs
   }
+}
+
+std::vector<std::string> BlobsIn(const TemporaryDir& dir) {
+  return *Env::Posix()->ListDir(dir.File("blobs"));
+}
+
+ParticipationRecord Accepted(uint64_t round, absl::string_view node, absl::string_view bytes) {
+  return {.round = round,
+          .node_id = std::string(node),
+          .outcome = Outcome::kAccepted,
+          .digest = Sha256Of(bytes),
+          .weight = 12,
+          .wire_bytes = bytes.size(),
+          .reason = "",
+          .metrics = "",
+          .when = At(3)};
+}
+
+TEST(SqliteStoreTest, ContinuesTheOpenRoundWithItsCohort) {
+  const TemporaryDir dir;
+  {
+    auto store = OpenOrDie(dir);
+    EXPECT_FALSE((*store->ContinueRound(kRun)).has_value());
+    ASSERT_TRUE(Publish(*store, 0).ok());
+    ASSERT_TRUE(store->StartRound(kRun, Round(1, 0)).ok());
+    EXPECT_TRUE(store->StartRound(kRun, Round(1, 0)).ok());  // repeated
+    ASSERT_TRUE(store->WriteUpdate(Sha256Of("update"), "update").ok());
+    ASSERT_TRUE(store->RecordParticipations(kRun, {Accepted(1, "node-01", "update")}).ok());
+  }
+  for (uint64_t attempt = 2; attempt < 4; ++attempt) {
+    auto store = OpenOrDie(dir);
+    const auto round = *store->ContinueRound(kRun);
+    ASSERT_TRUE(round.has_value());
+    EXPECT_EQ(round->round, 1u);
+    EXPECT_EQ(round->base_version, 0u);
+    EXPECT_EQ(round->attempt, attempt);
+    EXPECT_EQ(round->cohort, (std::vector<std::string>{"node-01", "node-02"}));
+    EXPECT_EQ(round->started, At(9));
+    const auto updates = *store->ListParticipations(kRun, 1);
+    ASSERT_EQ(updates.size(), 1u);
+    EXPECT_EQ(updates[0].node_id, "node-01");
+    EXPECT_EQ(*store->ReadBlob(updates[0].digest), "update");
+  }
+  auto store = OpenOrDie(dir);
+  RoundRecord other = Round(1, 0);
+  other.cohort.pop_back();
+  EXPECT_EQ(store->StartRound(kRun, other).code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST(SqliteStoreTest, KeepsUpdatesUntilTheNextVersion) {
+  const TemporaryDir dir;
+  auto store = OpenOrDie(dir);
+  ASSERT_TRUE(Publish(*store, 0).ok());
+  for (uint64_t round = 1; round <= 2; ++round) {
+    ASSERT_TRUE(store->StartRound(kRun, Round(round, round - 1)).ok());
+    const std::string bytes = absl::StrCat("update ", round);
+    ASSERT_TRUE(store->WriteUpdate(Sha256Of(bytes), bytes).ok());
+    ASSERT_TRUE(store->RecordParticipations(kRun, {Accepted(round, "node-01", bytes)}).ok());
+    const std::vector<Contribution> parts = {{"node-01", Sha256Of(bytes), 12, bytes.size()}};
+    ASSERT_TRUE(store
+                    ->PublishVersion(kRun, Version(round),
+                                     {.encoded = absl::StrCat("e", round), .master = "m"}, parts)
+                    .ok());
+    EXPECT_TRUE(store->ReadBlob(Sha256Of(bytes)).ok());
+  }
+  EXPECT_EQ(store->ReadBlob(Sha256Of("update 1")).status().code(), absl::StatusCode::kNotFound);
+  const auto parts = *store->ListContributions(kRun, 1);
+  ASSERT_EQ(parts.size(), 1u);
+  EXPECT_EQ(parts[0].node_id, "node-01");
+  EXPECT_EQ(parts[0].digest, Sha256Of("update 1"));
+  EXPECT_EQ(parts[0].weight, 12u);
+  EXPECT_EQ(parts[0].wire_bytes, 8u);
+}
+
+TEST(SqliteStoreTest, DropsUpdatesThatDoNotCount) {
+  const TemporaryDir dir;
+  auto store = OpenOrDie(dir);
+  ASSERT_TRUE(store->StartRound(kRun, Round(1, 0)).ok());
+  const Digest digest = Sha256Of("update");
+  // Two nodes sent the same bytes: one counts, the other does not.
+  ASSERT_TRUE(store->WriteUpdate(digest, "update").ok());
+  ASSERT_TRUE(store->WriteUpdate(digest, "update").ok());
+  store->DropUpdate(digest);
+  EXPECT_EQ(BlobsIn(dir).size(), 1u);  // the other may yet be recorded
+  ASSERT_TRUE(store->RecordParticipations(kRun, {Accepted(1, "node-01", "update")}).ok());
+  ASSERT_TRUE(store->WriteUpdate(digest, "update").ok());
+  store->DropUpdate(digest);
+  EXPECT_EQ(BlobsIn(dir).size(), 1u);
+  ASSERT_TRUE(store->AbandonRound(kRun, 1, RoundCounts(), "test", At(5)).ok());
+  EXPECT_EQ(BlobsIn(dir).size(), 0u);
+  ASSERT_TRUE(store->WriteUpdate(digest, "update").ok());
+  store->DropUpdate(digest);
+  EXPECT_EQ(BlobsIn(dir).size(), 0u);
+}
+
+TEST(SqliteStoreTest, ForgetsAWithdrawnVerdict) {
+  const TemporaryDir dir;
+  auto store = OpenOrDie(dir);
+  ASSERT_TRUE(store->StartRound(kRun, Round(1, 0)).ok());
+  const Digest digest = Sha256Of("update");
+  ASSERT_TRUE(store->WriteUpdate(digest, "update").ok());
+  ASSERT_TRUE(store->RecordParticipations(kRun, {Accepted(1, "node-01", "update")}).ok());
+  ASSERT_TRUE(
+      Env::Posix()->WriteFileAtomic(dir.File(absl::StrCat("blobs/", digest.Hex())), "upd***").ok());
+  EXPECT_EQ(store->ReadBlob(digest).status().code(), absl::StatusCode::kDataLoss);
+  ASSERT_TRUE(store->QuarantineBlob(digest).ok());
+  ASSERT_TRUE(store->WithdrawParticipation(kRun, 1, "node-01").ok());
+  EXPECT_FALSE((*store->FindParticipation(kRun, 1, "node-01")).has_value());
+  EXPECT_EQ(*Env::Posix()->ReadFile(dir.File(absl::StrCat("quarantine/", digest.Hex()))), "upd***");
+  ASSERT_TRUE(store->WriteUpdate(digest, "update").ok());
+  EXPECT_EQ(*store->ReadBlob(digest), "update");
+}
+
+TEST(SqliteStoreTest, GoesOnWhenAFullDiskHasRoomAgain) {
+  const TemporaryDir dir;
+  FaultEnv env;
+  auto store = Open(dir, env);
+  ASSERT_TRUE((*store)->OpenRun(TheRun()).ok());
+  env.FailFrom(2, absl::StatusCode::kResourceExhausted, FaultEnv::Span::kForEver);
+  EXPECT_EQ(Publish(**store, 0).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ((*store)->WriteUpdate(Sha256Of("u"), "u").code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_FALSE((*(*store)->LatestVersion(kRun)).has_value());
+  env.Heal();
+  EXPECT_TRUE(Publish(**store, 0).ok());
+  EXPECT_TRUE((*store)->WriteUpdate(Sha256Of("u"), "u").ok());
+}
+
+TEST(SqliteStoreTest, WritesNothingMoreAfterAFailedSync) {
+  const TemporaryDir dir;
+  FaultEnv env;
+  auto store = Open(dir, env);
+  ASSERT_TRUE((*store)->OpenRun(TheRun()).ok());
+  env.FailFrom(4, absl::StatusCode::kDataLoss, FaultEnv::Span::kOnce);
+  EXPECT_EQ((*store)->WriteUpdate(Sha256Of("u"), "u").code(), absl::StatusCode::kDataLoss);
+  ASSERT_TRUE(env.triggered());
+  EXPECT_EQ((*store)->WriteUpdate(Sha256Of("u"), "u").code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ((*store)->StartRound(kRun, Round(1, 0)).code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST(SqliteStoreTest, MovesALongLogIntoTheDatabase) {
+  const TemporaryDir dir;
+  auto store = OpenOrDie(dir);
+  for (int i = 0; i < 300; ++i) {
+    const std::vector<NodeRecord> node = {{absl::StrCat("n", i), At(i), std::string(20000, 'x')}};
+    ASSERT_TRUE(store->TouchNodes(node).ok());
+  }
+  EXPECT_LT(*Env::Posix()->FileSize(dir.File("fedge.db-wal")), 6u << 20);
+  EXPECT_GT(*Env::Posix()->FileSize(dir.File("fedge.db")), 3u << 20);
 }
 
 TEST(SqliteStoreTest, WorksInMemory) {

@@ -84,6 +84,8 @@ TEST_F(UploadBufferTest, ReturnsTheWholeAfterTheLastChunk) {
       EXPECT_EQ(**result, content);
     }
   }
+  EXPECT_EQ(**buffer_->TakeIfWhole(KeyOf(content)), content);  // until it is stored elsewhere
+  buffer_->Remove(KeyOf(content));
   EXPECT_EQ(buffer_->open_uploads(), 0u);
   EXPECT_EQ(buffer_->reserved_bytes(), 0u);
   EXPECT_EQ(Files(), 0u);
@@ -106,6 +108,7 @@ TEST_F(UploadBufferTest, ResumesAtEveryChunkBoundaryOverARestart) {
     const auto result = SendRest(content);
     ASSERT_TRUE(result.ok()) << result.status();
     ASSERT_EQ(**result, content);
+    buffer_->Remove(KeyOf(content));
   }
 }
 
@@ -220,6 +223,7 @@ TEST_F(UploadBufferTest, TakesAnUploadThatWasWholeBeforeARestart) {
   Open();
   EXPECT_EQ(buffer_->CommittedBytes(KeyOf(content)), 192u);
   EXPECT_EQ(**buffer_->TakeIfWhole(KeyOf(content)), content);
+  buffer_->Remove(KeyOf(content));
   EXPECT_EQ(Files(), 0u);
 }
 

@@ -1,0 +1,228 @@
+// FederationCore: what is taken up from the store at the start, and what becomes of damage.
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/failpoint.h"
+#include "common/base/status.h"
+#include "server/federation_core.h"
+
+namespace fedge {
+namespace {
+
+constexpr size_t kHistoryVersions = 64;  // read at the start
+
+// A blob that is gone or not what it was.
+bool IsDamage(const absl::Status& status) {
+  return absl::IsNotFound(status) || absl::IsDataLoss(status);
+}
+
+absl::Status CopyFloats(const Digest& digest, absl::string_view bytes, absl::Span<float> values) {
+  if (bytes.size() != values.size() * sizeof(float)) {
+    return absl::DataLossError(absl::StrCat("stored version: blob ", digest.Hex(), " has ",
+                                            bytes.size(), " bytes, the run's adapter needs ",
+                                            values.size() * sizeof(float)));
+  }
+  std::memcpy(values.data(), bytes.data(), bytes.size());
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<FederationCore>> FederationCore::Create(
+    RunPlan plan, const LoraAdapter& initial, std::unique_ptr<Store> store,
+    std::unique_ptr<UploadBuffer> uploads, FederationCoreOptions options) {
+  std::unique_ptr<FederationCore> core(new FederationCore(std::move(plan), std::move(store),
+                                                          std::move(uploads), std::move(options)));
+  RETURN_IF_ERROR(core->store_->OpenRun({.run_id = core->plan_.run_id,
+                                         .base_model = core->plan_.base_model,
+                                         .layout = core->plan_.lora.layout_hash(),
+                                         .seed = core->plan_.seed,
+                                         .config = core->options_.config,
+                                         .created = core->clock_.Now()}));
+  ASSIGN_OR_RETURN(ModelState state, core->LoadOrCreateVersion(initial));
+  RETURN_IF_ERROR(core->StartCoordinator(std::move(state)));
+  RETURN_IF_ERROR(core->ProcessActions());
+  if (core->options_.tick_interval > absl::ZeroDuration()) {
+    FederationCore* const self = core.get();
+    core->ticker_ = std::thread([self] { self->TickLoop(); });
+  }
+  return core;
+}
+
+absl::StatusOr<ModelState> FederationCore::LoadOrCreateVersion(const LoraAdapter& initial) {
+  ASSIGN_OR_RETURN(const std::optional<VersionRecord> latest, store_->LatestVersion(plan_.run_id));
+  if (latest) {
+    absl::StatusOr<ModelState> state = LoadVersion(*latest);
+    return IsDamage(state.status()) ? FallBack(*latest, state.status()) : state;
+  }
+  ModelState state{initial, {}, 0};
+  ASSIGN_OR_RETURN(Downlink::Version version, downlink_.Start(initial));
+  RETURN_IF_ERROR(StoreVersion(state, VersionRecord(), std::move(version), {}).status());
+  return state;
+}
+
+absl::StatusOr<ModelState> FederationCore::LoadMaster(const VersionRecord& record) {
+  ModelState state{LoraAdapter(plan_.lora), {}, record.version};
+  ASSIGN_OR_RETURN(const std::string master, store_->ReadBlob(record.master));
+  RETURN_IF_ERROR(CopyFloats(record.master, master, state.adapter.values()));
+  if (!record.momentum) return state;
+  const absl::StatusOr<std::string> momentum = store_->ReadBlob(*record.momentum);
+  if (IsDamage(momentum.status())) {
+    RETURN_IF_ERROR(
+        Quarantine(*record.momentum,
+                   absl::StrCat("state of the outer optimizer at version ", record.version, ": ",
+                                momentum.status().message(), "; it starts again at zero")));
+    return state;
+  }
+  RETURN_IF_ERROR(momentum.status());
+  const size_t size = plan_.outer.StateSize(state.adapter.values().size());
+  // State of another optimizer is of no use to this one.
+  if (momentum->size() == size * sizeof(float)) {
+    state.momentum.resize(size);
+    RETURN_IF_ERROR(CopyFloats(*record.momentum, *momentum, absl::MakeSpan(state.momentum)));
+  }
+  return state;
+}
+
+absl::StatusOr<ModelState> FederationCore::LoadVersion(const VersionRecord& record) {
+  ASSIGN_OR_RETURN(ModelState state, LoadMaster(record));
+  std::string snapshot;
+  if (record.snapshot) {
+    ASSIGN_OR_RETURN(snapshot, store_->ReadBlob(*record.snapshot));
+  }
+  ASSIGN_OR_RETURN(Downlink::Version version,
+                   downlink_.Resume(state.adapter, record.version, snapshot));
+  downlink_.Serve(std::move(version));
+  RETURN_IF_ERROR(LoadHistory());
+  return state;
+}
+
+absl::StatusOr<ModelState> FederationCore::FallBack(const VersionRecord& latest,
+                                                    const absl::Status& damage) {
+  ASSIGN_OR_RETURN(const std::vector<VersionRecord> records, store_->ListVersions(plan_.run_id));
+  for (auto record = records.rbegin(); record != records.rend(); ++record) {
+    absl::StatusOr<ModelState> state = LoadMaster(*record);
+    if (IsDamage(state.status())) continue;
+    RETURN_IF_ERROR(state.status());
+    // A version is never changed: what devices get from now on has a number of its own.
+    state->version = latest.version + 1;
+    RETURN_IF_ERROR(Quarantine(latest.master, ""));
+    if (latest.snapshot) RETURN_IF_ERROR(Quarantine(*latest.snapshot, ""));
+    for (ServerEvents* const events : options_.events) {
+      events->OnDamage(absl::StrCat("version ", latest.version, " is damaged (", damage.message(),
+                                    "): going back to version ", record->version,
+                                    ", published again as version ", state->version,
+                                    "; what was found is in the folder 'quarantine'"));
+    }
+    ASSIGN_OR_RETURN(Downlink::Version version,
+                     downlink_.Resume(state->adapter, state->version, ""));
+    RETURN_IF_ERROR(StoreVersion(*state, VersionRecord(), std::move(version), {}).status());
+    return state;
+  }
+  return damage;  // nothing intact is left
+}
+
+absl::Status FederationCore::Quarantine(const Digest& digest, const std::string& what) {
+  if (absl::IsDataLoss(store_->ReadBlob(digest).status())) {
+    RETURN_IF_ERROR(store_->QuarantineBlob(digest));
+  }
+  if (what.empty()) return absl::OkStatus();
+  for (ServerEvents* const events : options_.events) events->OnDamage(what);
+  return absl::OkStatus();
+}
+
+absl::Status FederationCore::LoadHistory() {
+  ASSIGN_OR_RETURN(const std::vector<VersionRecord> records, store_->ListVersions(plan_.run_id));
+  std::vector<std::string> contents;  // newest first
+  for (auto record = records.rbegin();
+       record != records.rend() && contents.size() < kHistoryVersions; ++record) {
+    absl::StatusOr<std::string> bytes = store_->ReadBlob(record->encoded);
+    if (absl::IsNotFound(bytes.status())) break;  // no longer kept
+    if (absl::IsDataLoss(bytes.status())) {
+      RETURN_IF_ERROR(Quarantine(
+          record->encoded,
+          absl::StrCat("download of version ", record->version, ": ", bytes.status().message(),
+                       "; devices that hold an older version get it whole")));
+      break;
+    }
+    if (!bytes.ok()) return bytes.status();
+    contents.push_back(*std::move(bytes));
+  }
+  std::reverse(contents.begin(), contents.end());
+  downlink_.AddHistory(contents);
+  return absl::OkStatus();
+}
+
+absl::Status FederationCore::StartCoordinator(ModelState state) {
+  ASSIGN_OR_RETURN(std::optional<RoundRecord> open, store_->ContinueRound(plan_.run_id));
+  if (open && (open->base_version != state.version || open->cohort.empty())) {
+    const absl::string_view why = open->cohort.empty() ? "it was started by an older release"
+                                                       : "the version it trained is damaged";
+    RoundAbandoned abandoned{open->round, RoundCounts(), absl::StrCat("server restarted, ", why)};
+    RETURN_IF_ERROR(store_->AbandonRound(plan_.run_id, abandoned.round, abandoned.counts,
+                                         abandoned.reason, clock_.Now()));
+    for (ServerEvents* const events : options_.events) events->OnAbandoned(abandoned);
+    open.reset();
+  }
+  ASSIGN_OR_RETURN(const uint64_t last_round, store_->LastRound(plan_.run_id));
+  {
+    absl::MutexLock lock(&mutex_);
+    coordinator_ =
+        std::make_unique<Coordinator>(plan_, std::move(state), open ? open->round : last_round + 1);
+    flushed_ = clock_.Monotonic();
+  }
+  return open ? ContinueRound(*open) : absl::OkStatus();
+}
+
+// Requests come after the start: nobody else holds the lock.
+absl::Status FederationCore::ContinueRound(const RoundRecord& round) {
+  ASSIGN_OR_RETURN(const std::vector<ParticipationRecord> records,
+                   store_->ListParticipations(plan_.run_id, round.round));
+  absl::MutexLock lock(&mutex_);
+  coordinator_->ResumeRound(round.cohort, clock_.Monotonic());
+  metrics_round_ = round.round;
+  for (const ParticipationRecord& record : records) {
+    RETURN_IF_ERROR(FEDGE_FAILPOINT("core.resume.update"));
+    v1::TaskMetrics metrics;
+    if (!record.metrics.empty() && metrics.ParseFromString(record.metrics)) {
+      metrics_[record.node_id] = std::move(metrics);
+    }
+    RETURN_IF_ERROR(ResumeVerdict(record));
+  }
+  for (ServerEvents* const events : options_.events) {
+    events->OnRoundContinued(round, coordinator_->counts());
+  }
+  coordinator_->FinishResume();
+  return FEDGE_FAILPOINT("core.resume.round");
+}
+
+absl::Status FederationCore::ResumeVerdict(const ParticipationRecord& record) {
+  if (record.outcome == Outcome::kFailed) {
+    coordinator_->ResumeFailure(record.node_id, record.reason);
+    return absl::OkStatus();
+  }
+  ReceivedUpdate update{.digest = record.digest,
+                        .wire_bytes = record.wire_bytes,
+                        .admitted = absl::InvalidArgumentError(record.reason)};
+  if (record.outcome == Outcome::kAccepted) {
+    const absl::StatusOr<std::string> bytes = store_->ReadBlob(record.digest);
+    if (!bytes.ok() && !IsDamage(bytes.status())) return bytes.status();
+    update.admitted = bytes.ok() ? AdmitUpdate(plan_, record.round, coordinator_->version(), *bytes)
+                                 : bytes.status();
+    if (!update.admitted.ok()) return Withdraw(record, update.admitted.status());
+  }
+  coordinator_->ResumeUpdate(record.node_id, std::move(update));
+  return absl::OkStatus();
+}
+
+absl::Status FederationCore::Withdraw(const ParticipationRecord& record,
+                                      const absl::Status& damage) {
+  RETURN_IF_ERROR(store_->WithdrawParticipation(plan_.run_id, record.round, record.node_id));
+  return Quarantine(record.digest, absl::StrCat("update of node '", record.node_id, "' for round ",
+                                                record.round, " cannot be used any more: ",
+                                                damage.message(), "; the node is asked again"));
+}
+
+}  // namespace fedge
