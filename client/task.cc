@@ -101,6 +101,10 @@ absl::Status ParseCodec(const v1::CodecPlan& plan, Task* task) {
   }
   task->feedback.full_rounds = plan.residual_rounds();
   task->feedback.max_norm_ratio = plan.residual_norm_ratio();
+  if (!Within(plan.momentum_correction(), 0, 0.99)) {
+    return OutOfBounds("momentum_correction", plan.momentum_correction(), "[0, 0.99]");
+  }
+  task->feedback.momentum = plan.momentum_correction();
   task->frame = plan.frame();
   return absl::OkStatus();
 }

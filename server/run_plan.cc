@@ -177,6 +177,8 @@ void FillCodec(const v1::CodecConfig& codec, Limits& limits, RunPlan& plan) {
         "run.codec.stochastic: needs no_error_feedback; error feedback makes up for what "
         "the nearest value loses");
   }
+  plan.feedback.momentum = codec.momentum_correction();
+  limits.Within("run.codec.momentum_correction", plan.feedback.momentum, 0.0, 0.99);
 }
 
 struct Mode {
@@ -313,6 +315,12 @@ void FillAggregation(const v1::AggregationConfig& aggregation, Limits& limits, R
   FillOuterOptimizer(aggregation, limits, plan);
   // What was not sent belongs to coordinates that are gone in the next round.
   if (RotatesFrame(plan.aggregation)) plan.error_feedback = false;
+  if (plan.feedback.momentum > 0 && !plan.error_feedback) {
+    limits.Fail(
+        "run.codec.momentum_correction: needs error feedback, which no_error_feedback, dense fp16 "
+        "values or a mode that rotates the adapter's frame turn off; use "
+        "run.aggregation.server_momentum");
+  }
   plan.max_update_norm = aggregation.max_update_norm();
   limits.AtLeast("run.aggregation.max_update_norm", plan.max_update_norm, 0.0);
   // A full cohort of the heaviest nodes must fit the sum: which update is refused may not depend on

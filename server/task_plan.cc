@@ -50,6 +50,7 @@ void FillAssignment(const RunPlan& plan, v1::Assignment& assignment) {
   codec.set_budget_bytes(plan.codec.budget_bytes);
   codec.set_residual_rounds(static_cast<uint32_t>(plan.feedback.full_rounds));
   codec.set_residual_norm_ratio(plan.feedback.max_norm_ratio);
+  codec.set_momentum_correction(plan.feedback.momentum);
 }
 
 AdapterSlice SliceOf(const RunPlan& plan, uint64_t version) {

@@ -14,6 +14,9 @@ namespace {
 
 constexpr absl::string_view kMagic = "FDGR";
 constexpr uint8_t kStateVersion = 2;
+// Flags of a state.
+constexpr uint8_t kPending = 1;
+constexpr uint8_t kVelocity = 2;
 
 void WriteHalves(absl::Span<const float> values, ByteWriter& writer) {
   for (const float value : values) writer.Write<uint16_t>(FloatToHalf(value));
@@ -32,6 +35,11 @@ bool ReadHalves(ByteReader& reader, absl::Span<float> values) {
 absl::Status Damaged(absl::string_view what) {
   return absl::DataLossError(
       absl::StrCat("error-feedback state: ", what, "; delete the file to start without it"));
+}
+
+// As they will come back from disk.
+void RoundToHalves(absl::Span<float> values) {
+  for (float& value : values) value = HalfToFloat(FloatToHalf(value));
 }
 
 // The components that both adapters have of the modules that both have.
@@ -66,6 +74,8 @@ struct ErrorFeedback::SavedState {
   Digest layout_hash;
   std::vector<float> residual;
   std::vector<float> pending;
+  std::vector<float> velocity;
+  std::vector<float> pending_velocity;
 };
 
 ErrorFeedback::ErrorFeedback(const LoraSpec& spec, const Digest& base_model, uint64_t frame,
@@ -74,7 +84,8 @@ ErrorFeedback::ErrorFeedback(const LoraSpec& spec, const Digest& base_model, uin
       base_model_(base_model),
       frame_(frame),
       options_(options),
-      residual_(static_cast<size_t>(spec.num_parameters())) {}
+      residual_(static_cast<size_t>(spec.num_parameters())),
+      velocity_(options.momentum > 0 ? residual_.size() : 0) {}
 
 double ErrorFeedback::ReplayedShare(uint64_t round) const {
   if (options_.full_rounds == 0 || round <= round_) return 1;
@@ -83,29 +94,28 @@ double ErrorFeedback::ReplayedShare(uint64_t round) const {
   return std::clamp(2 - away / full, 0.0, 1.0);
 }
 
-std::vector<float> ErrorFeedback::AddResidual(absl::Span<const float> delta,
-                                              const SliceLayout& layout, uint64_t round) const {
-  std::vector<float> sum = residual_;
-  const auto share = static_cast<float>(ReplayedShare(round));
+std::vector<float> ErrorFeedback::Add(absl::Span<const float> held, absl::Span<const float> added,
+                                      const SliceLayout& layout, const Replay& replay) {
+  std::vector<float> sum(held.begin(), held.end());
+  const auto share = static_cast<float>(replay.share);
   if (share < 1) {
     for (float& value : sum) value *= share;
   }
-  double held = 0;
+  double kept = 0;
   double moved = 0;
   for (const SliceRun& run : layout.runs()) {
     const auto end = static_cast<size_t>(run.offset + run.size);
     for (auto i = static_cast<size_t>(run.offset); i < end; ++i) {
-      held += static_cast<double>(sum[i]) * sum[i];
-      moved += static_cast<double>(delta[i]) * delta[i];
+      kept += static_cast<double>(sum[i]) * sum[i];
+      moved += static_cast<double>(added[i]) * added[i];
     }
   }
-  const double most = options_.max_norm_ratio * options_.max_norm_ratio * moved;
-  const bool cap = options_.max_norm_ratio > 0 && moved > 0 && held > most;
-  const float factor = cap ? static_cast<float>(std::sqrt(most / held)) : 1.0f;
+  const double most = replay.max_norm_ratio * replay.max_norm_ratio * moved;
+  const bool cap = replay.max_norm_ratio > 0 && moved > 0 && kept > most;
+  const auto scale = static_cast<float>(replay.factor * (cap ? std::sqrt(most / kept) : 1));
   for (const SliceRun& run : layout.runs()) {
     const auto end = static_cast<size_t>(run.offset + run.size);
-    for (auto i = static_cast<size_t>(run.offset); i < end; ++i)
-      sum[i] = sum[i] * factor + delta[i];
+    for (auto i = static_cast<size_t>(run.offset); i < end; ++i) sum[i] = sum[i] * scale + added[i];
   }
   return sum;
 }
@@ -123,12 +133,25 @@ absl::StatusOr<std::string> ErrorFeedback::Prepare(absl::Span<const float> delta
     return absl::InvalidArgumentError(
         absl::StrCat("the update has ", delta.size(), " values, the residual ", residual_.size()));
   }
-  std::vector<float> sum = AddResidual(delta, layout, header.round);
+  const double share = ReplayedShare(header.round);
+  std::vector<float> velocity;
+  if (options_.momentum > 0) {
+    // Of equal deltas it grows to 1 / (1 - m) of them.
+    const double bound = options_.max_norm_ratio / (1 - options_.momentum);
+    velocity = Add(velocity_, delta, layout, {share, options_.momentum, bound});
+  }
+  const absl::Span<const float> change = velocity.empty() ? delta : absl::MakeConstSpan(velocity);
+  std::vector<float> sum = Add(residual_, change, layout, {share, 1, options_.max_norm_ratio});
+  const std::vector<float> before = velocity.empty() ? std::vector<float>() : sum;
   ASSIGN_OR_RETURN(std::string bytes,
                    EncodeUpdate(sum, layout, header, options, absl::MakeSpan(sum)));
-  // As it will come back from disk.
-  for (float& value : sum) value = HalfToFloat(FloatToHalf(value));
+  for (size_t i = 0; i < velocity.size(); ++i) {
+    if (sum[i] != before[i]) velocity[i] = 0;  // it was sent
+  }
+  RoundToHalves(absl::MakeSpan(sum));
+  RoundToHalves(absl::MakeSpan(velocity));
   pending_ = std::move(sum);
+  pending_velocity_ = std::move(velocity);
   pending_round_ = header.round;
   return bytes;
 }
@@ -136,11 +159,13 @@ absl::StatusOr<std::string> ErrorFeedback::Prepare(absl::Span<const float> delta
 void ErrorFeedback::Commit() {
   FEDGE_CHECK(has_pending(), "Commit without Prepare");
   residual_ = std::exchange(pending_, {});
+  velocity_ = std::exchange(pending_velocity_, {});
   round_ = std::exchange(pending_round_, 0);
 }
 
 void ErrorFeedback::Discard() {
   pending_ = {};
+  pending_velocity_ = {};
   pending_round_ = 0;
 }
 
@@ -148,7 +173,8 @@ std::string ErrorFeedback::Serialize() const {
   ByteWriter writer;
   writer.WriteBytes(kMagic);
   writer.Write<uint8_t>(kStateVersion);
-  writer.Write<uint8_t>(has_pending() ? 1 : 0);
+  const int flags = (has_pending() ? kPending : 0) | (velocity_.empty() ? 0 : kVelocity);
+  writer.Write<uint8_t>(static_cast<uint8_t>(flags));
   writer.Write<uint16_t>(static_cast<uint16_t>(spec_.modules().size()));
   writer.WriteBytes(spec_.layout_hash().Raw());
   writer.WriteBytes(base_model_.Raw());
@@ -166,6 +192,8 @@ std::string ErrorFeedback::Serialize() const {
   }
   WriteHalves(residual_, writer);
   WriteHalves(pending_, writer);
+  WriteHalves(velocity_, writer);
+  WriteHalves(pending_velocity_, writer);
   writer.Write<uint32_t>(Crc32c(writer.bytes()));
   return std::move(writer).Take();
 }
@@ -185,7 +213,7 @@ absl::StatusOr<ErrorFeedback::SavedState> ErrorFeedback::Parse(absl::string_view
   std::memcpy(&crc, bytes.data() + body.size(), kCrcBytes);
   if (crc != Crc32c(body)) return Damaged("the checksum does not match");
   SavedState state;
-  const uint8_t pending_flag = reader.Read<uint8_t>();
+  const uint8_t flags = reader.Read<uint8_t>();
   const uint16_t num_modules = reader.Read<uint16_t>();
   const absl::string_view layout = reader.ReadBytes(state.layout_hash.bytes.size());
   const absl::string_view base = reader.ReadBytes(state.base_model.bytes.size());
@@ -209,14 +237,18 @@ absl::StatusOr<ErrorFeedback::SavedState> ErrorFeedback::Parse(absl::string_view
   if (!spec.ok()) return Damaged("its modules are none");
   state.spec = *std::move(spec);
   const auto count = static_cast<uint64_t>(state.spec.num_parameters());
-  if (pending_flag > 1 || reader.remaining() != 2 * count * (1 + pending_flag) + kCrcBytes) {
+  const uint64_t phases = (flags & kPending) != 0 ? 2 : 1;
+  const uint64_t kinds = (flags & kVelocity) != 0 ? 2 : 1;
+  if (flags > (kPending | kVelocity) ||
+      reader.remaining() != 2 * count * phases * kinds + kCrcBytes) {
     return Damaged("its length contradicts its head");
   }
   state.residual.resize(count);
-  state.pending.resize(pending_flag == 1 ? count : 0);
-  if (!ReadHalves(reader, absl::MakeSpan(state.residual)) ||
-      !ReadHalves(reader, absl::MakeSpan(state.pending))) {
-    return Damaged("a value is not finite");
+  if (phases == 2) state.pending.resize(count);
+  if (kinds == 2) state.velocity.resize(count);
+  if (phases * kinds == 4) state.pending_velocity.resize(count);
+  for (auto* values : {&state.residual, &state.pending, &state.velocity, &state.pending_velocity}) {
+    if (!ReadHalves(reader, absl::MakeSpan(*values))) return Damaged("a value is not finite");
   }
   return state;
 }
@@ -231,12 +263,22 @@ absl::Status ErrorFeedback::Restore(absl::string_view bytes) {
         absl::StrCat("error-feedback state: of frame ", state.frame, ", the adapter is in frame ",
                      frame_, "; what it holds has no place there"));
   }
+  if (velocity_.empty()) {
+    state.velocity = {};
+    state.pending_velocity = {};
+  } else if (state.velocity.empty()) {
+    state.velocity.resize(state.residual.size());
+    state.pending_velocity.resize(state.pending.size());
+  }
   if (state.layout_hash == spec_.layout_hash() && state.residual.size() == residual_.size()) {
     residual_ = std::move(state.residual);
+    velocity_ = std::move(state.velocity);
     pending_ = std::move(state.pending);
+    pending_velocity_ = std::move(state.pending_velocity);
     pending_round_ = state.pending_round;
   } else {
     residual_ = CommonComponents(state.spec, state.residual, spec_);
+    if (!velocity_.empty()) velocity_ = CommonComponents(state.spec, state.velocity, spec_);
     Discard();
   }
   round_ = state.round;

@@ -12,6 +12,13 @@
 //  - a node that was away for long replays less of it, and never more than a few deltas' worth,
 //  - coordinates outside an update's slice keep theirs.
 //
+// Momentum correction (DGC; Lin, Han, Mao, Wang, Dally 2018, section 3.2), where it is asked for:
+// momentum on the sending side, of each coordinate's own changes, sent or not. Velocity
+// u <- m u + delta; what is encoded is u + residual. Momentum after the server's sum instead would
+// repeat the few values of one round for many rounds and know nothing of those held back. Where a
+// value was sent u starts again at 0 (momentum factor masking): the momentum that waited there with
+// it is spent. u shares the residual's phases, tags and rules; outside a slice it stays.
+//
 // Residuals are kept at fp16 precision (multiples of 2^-24 at the least), in memory as on disk, so
 // that a restart changes no byte of later updates.
 //
@@ -39,6 +46,9 @@ struct ErrorFeedbackOptions {
   uint64_t full_rounds = 25;
   // The residual's L2 norm inside the slice is at most this many times the delta's. 0: no bound.
   double max_norm_ratio = 3;
+  // m of the momentum correction, [0, 1). The velocity has the residual's decay and its bound
+  // over 1 - m. 0: off.
+  double momentum = 0;
 };
 
 class ErrorFeedback {
@@ -58,8 +68,10 @@ class ErrorFeedback {
 
   bool has_pending() const { return !pending_.empty(); }
   absl::Span<const float> residual() const { return residual_; }
+  absl::Span<const float> velocity() const { return velocity_; }  // empty without momentum
 
-  // State for disk: tags, the modules' shapes, residual and pending residual as fp16, CRC32C.
+  // State for disk: tags, the modules' shapes, residual, velocity and what of both is pending as
+  // fp16, CRC32C. A state without velocity gives one of zeros, without momentum it is dropped.
   // Restore replaces the state or, on error, changes nothing: DataLoss when damaged, Unimplemented
   // for another version, FailedPrecondition for another base model or frame. The state of another
   // layout gives the components of the modules that both have; its pending update is dropped.
@@ -72,17 +84,25 @@ class ErrorFeedback {
 
   // What of the residual is replayed in `round`: 1 down to 0.
   double ReplayedShare(uint64_t round) const;
-  // The sum that Prepare encodes.
-  std::vector<float> AddResidual(absl::Span<const float> delta, const SliceLayout& layout,
-                                 uint64_t round) const;
+  // `held` times `share`; inside the slice bounded in norms of `added`, times `factor`, plus
+  // `added`.
+  struct Replay {
+    double share;
+    double factor;
+    double max_norm_ratio;  // 0: none
+  };
+  static std::vector<float> Add(absl::Span<const float> held, absl::Span<const float> added,
+                                const SliceLayout& layout, const Replay& replay);
 
   LoraSpec spec_;
   Digest base_model_;
   uint64_t frame_;
   ErrorFeedbackOptions options_;
   std::vector<float> residual_;
-  uint64_t round_ = 0;          // of the last committed update; 0: none
-  std::vector<float> pending_;  // empty: nothing is pending
+  std::vector<float> velocity_;  // empty without momentum
+  uint64_t round_ = 0;           // of the last committed update; 0: none
+  std::vector<float> pending_;   // empty: nothing is pending
+  std::vector<float> pending_velocity_;
   uint64_t pending_round_ = 0;
 };
 

@@ -226,6 +226,22 @@ TEST(RunPlanTest, TakesABudget) {
             "run.codec: a budget of bytes a round: 100 is below 256");
 }
 
+TEST(RunPlanTest, PassesMomentumCorrectionOn) {
+  v1::Assignment assignment;
+  FillAssignment(*Plan("run: {codec: {momentum_correction: 0.9}}"), assignment);
+  EXPECT_EQ(assignment.codec().momentum_correction(), 0.9);
+  FillAssignment(*Plan("run: {}"), assignment);
+  EXPECT_EQ(assignment.codec().momentum_correction(), 0.0);
+  EXPECT_EQ(ErrorOf("run: {codec: {momentum_correction: 1}}"),
+            "run.codec.momentum_correction: 1 is above 0.99");
+  EXPECT_EQ(ErrorOf("run: {codec: {momentum_correction: 0.9, no_error_feedback: true}}"),
+            "run.codec.momentum_correction: needs error feedback, which no_error_feedback, dense "
+            "fp16 values or a mode that rotates the adapter's frame turn off; use "
+            "run.aggregation.server_momentum");
+  EXPECT_EQ(ErrorOf("run: {codec: {momentum_correction: 0.9}, aggregation: {mode: flexlora}}"),
+            ErrorOf("run: {codec: {momentum_correction: 0.9, no_error_feedback: true}}"));
+}
+
 TEST(RunPlanTest, FillsAssignments) {
   auto plan = Plan("run: {seed: 3, training: {steps: 5}, codec: {no_error_feedback: true}}");
   v1::Assignment assignment;

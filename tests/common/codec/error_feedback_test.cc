@@ -8,54 +8,24 @@
 #include <vector>
 
 #include "common/tensor/quantize.h"
+#include "tests/testing/error_feedback_samples.h"
 #include "tests/testing/update_samples.h"
 
 namespace fedge {
 namespace {
 
+using testing::Decode;
 using ::testing::Each;
 using testing::Flat;
 using testing::FlatLayout;
 using testing::FlatSpec;
+using testing::Fresh;
+using testing::HeaderOf;
+using testing::kNoRules;
+using testing::kTopTenth;
+using testing::Prepare;
 using testing::RandomDelta;
-using testing::SampleHeader;
-
-constexpr EncodeOptions kTopTenth = {
-    .support = UpdateSupport::kTopK, .density = 0.1, .value_bits = 8};
-
-// No rule but the two phases.
-constexpr ErrorFeedbackOptions kNoRules = {.full_rounds = 0, .max_norm_ratio = 0};
-
-ErrorFeedback Fresh(size_t size, const ErrorFeedbackOptions& options = kNoRules,
-                    uint64_t frame = 0) {
-  return ErrorFeedback(FlatSpec(size), Sha256Of("base model"), frame, options);
-}
-
-UpdateHeader HeaderOf(const LoraSpec& spec, uint64_t round = 7) {
-  UpdateHeader header = SampleHeader();
-  header.layout_hash = spec.layout_hash();
-  header.round = round;
-  return header;
-}
-
-std::string Prepare(ErrorFeedback& feedback, const std::vector<float>& delta,
-                    const EncodeOptions& options = kTopTenth, uint64_t round = 7) {
-  auto bytes = feedback.Prepare(delta, FlatLayout(delta.size()),
-                                HeaderOf(FlatSpec(delta.size()), round), options);
-  EXPECT_TRUE(bytes.ok()) << bytes.status();
-  return bytes.ok() ? *std::move(bytes) : std::string();
-}
-
-std::vector<float> Decode(const std::string& bytes, size_t size) {
-  const SliceLayout layout = FlatLayout(size);
-  auto decoded = DecodeUpdate(bytes, FlatSpec(size).layout_hash(), layout);
-  EXPECT_TRUE(decoded.ok()) << decoded.status();
-  return decoded.ok() ? Flat(*decoded, layout) : std::vector<float>(size);
-}
-
-std::vector<float> ResidualOf(const ErrorFeedback& feedback) {
-  return std::vector<float>(feedback.residual().begin(), feedback.residual().end());
-}
+using testing::ResidualOf;
 
 TEST(ErrorFeedbackTest, CommitMakesWhatWasNotCarriedTheResidual) {
   const std::vector<float> delta = RandomDelta(500, 1);
@@ -393,33 +363,6 @@ TEST(ErrorFeedbackTest, KeepsWhatIsOutsideTheSlice) {
     held += std::abs(feedback.residual()[i]);
   }
   EXPECT_GT(held, 1e-3);  // the sum above is not one of zeros
-}
-
-// Minimizes 1/2 |x - 1|^2 in 256 coordinates; what is left of the distance after eight rounds.
-double LeftAfterEightRounds(absl::Span<const double> densities) {
-  const size_t size = 256;
-  std::vector<float> x(size);
-  ErrorFeedback feedback = Fresh(size);
-  for (const double density : densities) {
-    std::vector<float> delta(size);
-    for (size_t i = 0; i < size; ++i) delta[i] = 0.1f * (1.0f - x[i]);
-    const EncodeOptions options = {.support = UpdateSupport::kTopK, .density = density};
-    const std::vector<float> sent = Decode(Prepare(feedback, delta, options), size);
-    feedback.Commit();
-    for (size_t i = 0; i < size; ++i) x[i] += sent[i];
-  }
-  double left = 0;
-  for (const float value : x) left += std::pow(1.0 - value, 2);
-  return left / static_cast<double>(size);
-}
-
-// The first rounds' changes are large and everywhere: at the final density they hardly arrive.
-TEST(ErrorFeedbackTest, WithoutWarmUpTheFirstRoundsHardlyArrive) {
-  const std::vector<double> constant(8, 1.0 / 64);
-  const std::vector<double> warm_up = {0.25,     0.125,    0.0625,   0.03125,
-                                       1.0 / 64, 1.0 / 64, 1.0 / 64, 1.0 / 64};
-  EXPECT_GT(LeftAfterEightRounds(constant), 0.88);
-  EXPECT_LT(LeftAfterEightRounds(warm_up), 0.84);
 }
 
 TEST(ErrorFeedbackDeathTest, CommitNeedsAPendingUpdate) {
