@@ -43,11 +43,16 @@ void StoreFactors(const LoraModule& module, const FactorPair& factors, int64_t f
 
 class RoundCloser {
  public:
-  RoundCloser(const RunPlan& plan, const ModelState& before, const UpdateAggregator& sums)
+  RoundCloser(const RunPlan& plan, const ModelState& before, const UpdateAggregator& sums,
+              absl::Span<const float> mean)
       : plan_(plan), before_(before), sums_(sums) {
     mean_.resize(before.adapter.values().size());
-    const absl::Status status = sums.Mean(absl::MakeSpan(mean_));
-    FEDGE_CHECK(status.ok(), status.message());
+    if (mean.empty()) {
+      const absl::Status status = sums.Mean(absl::MakeSpan(mean_));
+      FEDGE_CHECK(status.ok(), status.message());
+    } else {
+      mean_.assign(mean.begin(), mean.end());
+    }
     group_weights_ = sums.GroupWeights();
   }
 
@@ -200,14 +205,15 @@ absl::StatusOr<NextVersion> RoundCloser::Close() {
   }
   NextVersion next;
   next.state.momentum = before_.momentum;
+  next.state.typical_norm = before_.typical_norm;
   next.state.version = before_.version + 1;
   next.state.adapter = std::move(aggregate);
   if (!RotatesFrame(plan_.aggregation)) StepOptimizer(step, next.state);
   for (const float value : next.state.adapter.values()) {
     if (!(std::abs(value) <= kLargestServedValue)) {
-      return absl::OutOfRangeError(absl::StrCat(
-          "the aggregate has a value beyond ", kLargestServedValue,
-          ": lower run.training.learning_rate or set run.aggregation.max_update_norm"));
+      return absl::OutOfRangeError(
+          absl::StrCat("the aggregate has a value beyond ", kLargestServedValue,
+                       ": lower run.training.learning_rate or run.admission.norm_ratio"));
     }
   }
   if (total_square_ > 0) next.aggregation_error = std::sqrt(error_square_ / total_square_);
@@ -219,6 +225,8 @@ absl::StatusOr<NextVersion> RoundCloser::Close() {
 AggregatorOptions MakeAggregatorOptions(const RunPlan& plan, uint64_t version) {
   AggregatorOptions options;
   options.coordinate_weights = plan.coordinate_mean;
+  // What a rule makes of each coordinate has no mean of products to be measured against.
+  if (plan.robust.rule != RobustRule::kNone && !WeighsUpdates(plan.robust.rule)) return options;
   if (plan.aggregation == AggregationMode::kRoLora || plan.aggregation == AggregationMode::kFfa) {
     return options;
   }
@@ -243,8 +251,8 @@ AggregatorOptions MakeAggregatorOptions(const RunPlan& plan, uint64_t version) {
 }
 
 absl::StatusOr<NextVersion> CloseRound(const RunPlan& plan, const ModelState& before,
-                                       const UpdateAggregator& sums) {
-  return RoundCloser(plan, before, sums).Close();
+                                       const UpdateAggregator& sums, absl::Span<const float> mean) {
+  return RoundCloser(plan, before, sums, mean).Close();
 }
 
 }  // namespace fedge

@@ -15,6 +15,7 @@
 #ifndef FEDGE_SERVER_AGGREGATION_H_
 #define FEDGE_SERVER_AGGREGATION_H_
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -30,6 +31,9 @@ struct ModelState {
   LoraAdapter adapter;          // the fp32 master
   std::vector<float> momentum;  // state of the outer optimizer; empty: it has none
   uint64_t version = 0;
+  // The median rms() of the updates of the last rounds, by NormSlot; 0: none yet
+  // (server/update_admission.h).
+  std::array<double, 2> typical_norm{};
 };
 
 // What the sums of a round that starts from `version` must be able to tell.
@@ -44,11 +48,14 @@ struct NextVersion {
 };
 
 // `sums` has at least one update and the options above, and `before.momentum` the optimizer's size
-// or nothing. The same bits for any order of the updates. OutOfRange: a value would leave what can
+// or nothing. `mean`, when there is one, takes the place of the mean of the updates
+// (server/robust_aggregation.h); the mode must not need means of products then. The same bits for
+// any order of the updates. OutOfRange: a value would leave what can
 // be served (names the limit). Costs O(rank^2 (in + out)) a module in the modes with a
 // decomposition.
 absl::StatusOr<NextVersion> CloseRound(const RunPlan& plan, const ModelState& before,
-                                       const UpdateAggregator& sums);
+                                       const UpdateAggregator& sums,
+                                       absl::Span<const float> mean = {});
 
 }  // namespace fedge
 

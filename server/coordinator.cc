@@ -7,6 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/rng.h"
 #include "common/base/status.h"
+#include "server/robust_aggregation.h"
+#include "server/task_plan.h"
 
 namespace fedge {
 namespace {
@@ -157,6 +159,7 @@ void Coordinator::OpenRound(const std::vector<std::string>& cohort, absl::Durati
   counts_.assigned = counts_.pending = static_cast<int64_t>(cohort.size());
   aggregator_ =
       std::make_unique<UpdateAggregator>(plan_.lora, MakeAggregatorOptions(plan_, state_.version));
+  if (KeepsUpdates()) held_ = std::make_unique<HeldUpdates>();
   deadline_ = now + plan_.round_deadline;
   first_round_started_ = true;
   phase_ = Phase::kCollecting;
@@ -170,7 +173,7 @@ void Coordinator::ResumeRound(const std::vector<std::string>& cohort, absl::Dura
 }
 
 UpdateVerdict Coordinator::ResumeUpdate(absl::string_view node_id, ReceivedUpdate update) {
-  return Judge(cohort_.find(node_id)->second, std::move(update));
+  return Judge(node_id, cohort_.find(node_id)->second, std::move(update));
 }
 
 void Coordinator::ResumeFailure(absl::string_view node_id, absl::string_view error) {
@@ -234,29 +237,42 @@ UpdateVerdict Coordinator::SubmitUpdate(absl::string_view node_id, uint64_t roun
   }
   // Only a pending member of the open round comes here.
   Participation& participation = cohort_.find(node_id)->second;
-  UpdateVerdict verdict = Judge(participation, std::move(update));
+  UpdateVerdict verdict = Judge(node_id, participation, std::move(update));
   actions_.push_back(UpdateJudged{round, std::string(node_id), participation.digest,
                                   participation.weight, participation.wire_bytes, verdict});
   MaybeCloseRound(/*deadline_passed=*/false);
   return verdict;
 }
 
-UpdateVerdict Coordinator::Judge(Participation& participation, ReceivedUpdate update) {
+UpdateVerdict Coordinator::Judge(absl::string_view node_id, Participation& participation,
+                                 ReceivedUpdate update) {
   participation.digest = update.digest;
   participation.wire_bytes = update.wire_bytes;
   absl::Status status = update.admitted.status();
   if (status.ok()) {
-    const AdmittedUpdate& admitted = *update.admitted;
-    FEDGE_CHECK(admitted.round == round_ && admitted.base_version == state_.version);
-    status = aggregator_->Accumulate({.layout = &admitted.layout,
-                                      .coordinates = admitted.update.coordinates,
-                                      .values = admitted.update.values},
-                                     admitted.weight);
-    if (status.ok()) participation.weight = admitted.weight;
+    status = Accept(node_id, *std::move(update.admitted), participation);
   }
   participation.reason = std::string(status.message());
   Settle(participation, status.ok() ? NodeState::kAccepted : NodeState::kRejected);
   return {status.ok() ? Verdict::kAccepted : Verdict::kRejected, participation.reason};
+}
+
+absl::Status Coordinator::Accept(absl::string_view node_id, AdmittedUpdate update,
+                                 Participation& participation) {
+  FEDGE_CHECK(update.round == round_ && update.base_version == state_.version);
+  RETURN_IF_ERROR(BoundNorm(plan_.admission, typical_norm(state_), update));
+  RETURN_IF_ERROR(aggregator_->Accumulate({.layout = &update.layout,
+                                           .coordinates = update.update.coordinates,
+                                           .values = update.update.values},
+                                          update.weight));
+  participation.weight = update.weight;
+  participation.rms = update.rms();
+  if (held_ != nullptr) held_->Add(node_id, std::move(update));
+  return absl::OkStatus();
+}
+
+double& Coordinator::typical_norm(ModelState& state) const {
+  return state.typical_norm[NormSlot(SliceOf(plan_, state_.version))];
 }
 
 void Coordinator::ReportFailure(absl::string_view node_id, uint64_t round,
@@ -319,6 +335,7 @@ void Coordinator::EndRound() {
   cohort_.clear();
   if (past_.size() > kRememberedRounds) past_.erase(past_.begin());
   aggregator_.reset();
+  held_.reset();
   counts_ = RoundCounts();
   ++round_;
 }
@@ -329,19 +346,41 @@ void Coordinator::Abandon(std::string reason) {
   phase_ = Phase::kWaiting;  // the next check-in starts another attempt
 }
 
+bool Coordinator::IsBounded() const {
+  const size_t slot = NormSlot(SliceOf(plan_, state_.version));
+  return plan_.admission.norm_bound == NormBound::kOff || plan_.admission.max_norm > 0 ||
+         state_.typical_norm[slot] > 0;
+}
+
+bool Coordinator::KeepsUpdates() const {
+  return plan_.robust.rule != RobustRule::kNone || !IsBounded();
+}
+
+absl::StatusOr<NextVersion> Coordinator::CloseUpdates(std::vector<Contribution>& contributions) {
+  if (held_ == nullptr) return CloseRound(plan_, state_, *aggregator_);
+  if (!IsBounded()) held_->ClipToMedian(plan_.admission.norm_ratio);
+  std::vector<uint64_t> weights;
+  ASSIGN_OR_RETURN(NextVersion next, CloseRobustRound(plan_, state_, *held_, weights));
+  for (size_t i = 0; i < weights.size(); ++i) contributions[i].weight = weights[i];
+  return next;
+}
+
 void Coordinator::Publish() {
-  absl::StatusOr<NextVersion> next = CloseRound(plan_, state_, *aggregator_);
-  if (!next.ok()) return Abandon(std::string(next.status().message()));
   VersionPublished published;
-  published.state = std::move(next->state);
-  published.aggregation_error = next->aggregation_error;
-  published.round = round_;
-  published.counts = counts_;
+  std::vector<double> norms;
   for (const auto& [node, participation] : cohort_) {
     if (participation.state != NodeState::kAccepted) continue;
     published.contributions.push_back(
         {node, participation.digest, participation.weight, participation.wire_bytes});
+    norms.push_back(participation.rms);
   }
+  absl::StatusOr<NextVersion> next = CloseUpdates(published.contributions);
+  if (!next.ok()) return Abandon(std::string(next.status().message()));
+  typical_norm(next->state) = LowerMedian(std::move(norms));
+  published.state = std::move(next->state);
+  published.aggregation_error = next->aggregation_error;
+  published.round = round_;
+  published.counts = counts_;
   state_ = published.state;
   actions_.push_back(std::move(published));
   EndRound();

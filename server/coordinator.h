@@ -32,6 +32,7 @@
 #include "server/aggregator.h"
 #include "server/run_plan.h"
 #include "server/update_admission.h"
+#include "server/update_source.h"
 
 namespace fedge {
 
@@ -182,6 +183,7 @@ class Coordinator {
     std::string reason;  // of a rejection or a failure
     uint64_t weight = 0;
     uint64_t wire_bytes = 0;
+    double rms = 0;  // of an accepted update
     bool late = false;
   };
   using Cohort = std::map<std::string, Participation, std::less<>>;
@@ -191,9 +193,19 @@ class Coordinator {
   CheckInDecision Decide(absl::string_view node_id, absl::Duration now) const;
   void MaybeStartRound(absl::Duration now);
   void OpenRound(const std::vector<std::string>& cohort, absl::Duration now);
-  UpdateVerdict Judge(Participation& participation, ReceivedUpdate update);
+  UpdateVerdict Judge(absl::string_view node_id, Participation& participation,
+                      ReceivedUpdate update);
   void MaybeCloseRound(bool deadline_passed);
-  void EndRound();  // moves the cohort to past_
+  // Bounds the update and adds it to what the round has.
+  absl::Status Accept(absl::string_view node_id, AdmittedUpdate update,
+                      Participation& participation);
+  // Whether the next version needs the round's updates one by one.
+  bool KeepsUpdates() const;
+  absl::StatusOr<NextVersion> CloseUpdates(std::vector<Contribution>& contributions);
+  // Whether the norm bound of this round is known, or there is none.
+  bool IsBounded() const;
+  double& typical_norm(ModelState& state) const;  // of what the round trains
+  void EndRound();                                // moves the cohort to past_
   void Publish();
   void Abandon(std::string reason);
   void Settle(Participation& participation, NodeState state);
@@ -210,6 +222,7 @@ class Coordinator {
   std::map<uint64_t, Cohort> past_;  // the newest few, to answer repetitions of lost receipts
   RoundCounts counts_;
   std::unique_ptr<UpdateAggregator> aggregator_;
+  std::unique_ptr<HeldUpdates> held_;  // if KeepsUpdates; the sums are then only a check
   std::vector<CoordinatorAction> actions_;
 };
 

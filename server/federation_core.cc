@@ -64,6 +64,7 @@ absl::StatusOr<VersionRecord> FederationCore::StoreVersion(const ModelState& sta
                                                            Downlink::Version version,
                                                            absl::Span<const Contribution> parts) {
   record.version = state.version;
+  record.typical_norm = state.typical_norm;
   record.created = clock_.Now();
   RETURN_IF_ERROR(FEDGE_FAILPOINT("core.version.encoded"));
   ASSIGN_OR_RETURN(record, store_->PublishVersion(plan_.run_id, std::move(record),

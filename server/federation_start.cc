@@ -57,14 +57,14 @@ absl::StatusOr<ModelState> FederationCore::LoadOrCreateVersion(const LoraAdapter
     absl::StatusOr<ModelState> state = LoadVersion(*latest);
     return IsDamage(state.status()) ? FallBack(*latest, state.status()) : state;
   }
-  ModelState state{initial, {}, 0};
+  ModelState state{initial, {}, 0, {}};
   ASSIGN_OR_RETURN(Downlink::Version version, downlink_.Start(initial));
   RETURN_IF_ERROR(StoreVersion(state, VersionRecord(), std::move(version), {}).status());
   return state;
 }
 
 absl::StatusOr<ModelState> FederationCore::LoadMaster(const VersionRecord& record) {
-  ModelState state{LoraAdapter(plan_.lora), {}, record.version};
+  ModelState state{LoraAdapter(plan_.lora), {}, record.version, record.typical_norm};
   ASSIGN_OR_RETURN(const std::string master, store_->ReadBlob(record.master));
   RETURN_IF_ERROR(CopyFloats(record.master, master, state.adapter.values()));
   if (!record.momentum) return state;

@@ -10,41 +10,11 @@
 #include "common/base/status.h"
 #include "fedge/v1/config.pb.h"
 #include "server/aggregator.h"
+#include "server/config_limits.h"
 #include "server/task_plan.h"
 
 namespace fedge {
 namespace {
-
-// Collects the first violated limit, so that checks read as a table.
-class Limits {
- public:
-  template <typename T>
-  T AtLeast(absl::string_view field, T value, T low) {
-    if (!(value >= low)) Fail(absl::StrCat(field, ": ", value, " is below ", low));
-    return value;
-  }
-  template <typename T>
-  T Above(absl::string_view field, T value, T low) {
-    if (!(value > low)) Fail(absl::StrCat(field, ": ", value, " must be above ", low));
-    return value;
-  }
-  template <typename T>
-  T AtMost(absl::string_view field, T value, T high) {
-    if (!(value <= high)) Fail(absl::StrCat(field, ": ", value, " is above ", high));
-    return value;
-  }
-  template <typename T>
-  T Within(absl::string_view field, T value, T low, T high) {
-    return AtMost(field, AtLeast(field, value, low), high);
-  }
-  void Fail(std::string message) {
-    if (status_.ok()) status_ = absl::InvalidArgumentError(message);
-  }
-  const absl::Status& status() const { return status_; }
-
- private:
-  absl::Status status_;
-};
 
 void CheckRunId(const std::string& id, Limits& limits) {
   if (id.empty() || id.size() > 64) {
@@ -321,8 +291,7 @@ void FillAggregation(const v1::AggregationConfig& aggregation, Limits& limits, R
         "values or a mode that rotates the adapter's frame turn off; use "
         "run.aggregation.server_momentum");
   }
-  plan.max_update_norm = aggregation.max_update_norm();
-  limits.AtLeast("run.aggregation.max_update_norm", plan.max_update_norm, 0.0);
+  FillRobust(aggregation, plan, limits, plan.robust);
   // A full cohort of the heaviest nodes must fit the sum: which update is refused may not depend on
   // the order of arrivals.
   const uint64_t heaviest =
@@ -413,6 +382,7 @@ absl::StatusOr<RunPlan> MakeRunPlan(const v1::ServerConfig& config, LoraSpec lor
   FillCodec(config.run().codec(), limits, plan);
   FillDownlink(config.run().downlink(), limits, plan);
   FillAggregation(config.run().aggregation(), limits, plan);
+  FillAdmission(config.run().admission(), limits, plan.admission);
   // Changes between versions that have little to do with each other are no smaller than versions.
   if (!config.run().downlink().has_encoding() && RotatesFrame(plan.aggregation)) {
     plan.downlink.encoding = DownlinkEncoding::kFp16;

@@ -16,6 +16,7 @@
 #include "common/model/base_model.h"
 #include "common/training/adapter_init.h"
 #include "server/outer_optimizer.h"
+#include "server/trust_plan.h"
 
 namespace fedge {
 
@@ -96,7 +97,9 @@ struct RunPlan {
   uint64_t max_examples_per_node = 1'000'000;
   bool coordinate_mean = false;  // over the nodes that sent a coordinate, not over all
   OuterOptimizer outer;
-  double max_update_norm = 0;  // L2; 0: no bound
+  RobustPlan robust;
+  // What an update must pass, and what a node may ask for.
+  AdmissionPlan admission;
 };
 
 // The adapter a run asks for, before the base model turns it into a LoraSpec.

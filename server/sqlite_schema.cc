@@ -7,7 +7,7 @@ namespace fedge {
 namespace {
 
 constexpr int64_t kApplicationId = 0x46454447;  // "FEDG"
-constexpr int64_t kSchemaVersion = 3;
+constexpr int64_t kSchemaVersion = 4;
 constexpr int64_t kTablesVersion = 2;
 
 // Schema 2: what a new database starts with.
@@ -67,6 +67,10 @@ CREATE TABLE contributions(  -- what a version was made of
   weight INTEGER NOT NULL, wire_bytes INTEGER NOT NULL,
   PRIMARY KEY(run_id, version, node_id), FOREIGN KEY(run_id, version) REFERENCES versions
 ) WITHOUT ROWID;
+)sql",
+                                           R"sql(
+ALTER TABLE versions ADD COLUMN typical_norm REAL NOT NULL DEFAULT 0;
+ALTER TABLE versions ADD COLUMN typical_norm_of_a REAL NOT NULL DEFAULT 0;
 )sql"};
 
 absl::Status SetVersion(SqliteDb& db, int64_t version) {

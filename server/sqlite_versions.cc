@@ -14,7 +14,7 @@ constexpr absl::string_view kVersionColumns =
     "version, round, encoded, encoded_bytes, master, momentum, assigned, accepted, rejected, "
     "dropped, late, update_bytes, devices, train_loss_first, train_loss_last, validation_loss, "
     "validation_tokens, train_tokens, upload_bytes, download_bytes, holdout_loss, created_us, "
-    "snapshot";
+    "snapshot, typical_norm, typical_norm_of_a";
 
 absl::StatusOr<VersionRecord> ReadVersion(const SqliteStatement& row) {
   VersionRecord record;
@@ -48,6 +48,8 @@ absl::StatusOr<VersionRecord> ReadVersion(const SqliteStatement& row) {
   if (!row.IsNull(column)) {
     ASSIGN_OR_RETURN(record.snapshot, row.DigestAt(column));
   }
+  ++column;
+  for (double& norm : record.typical_norm) norm = row.Double(column++);
   return record;
 }
 
@@ -87,10 +89,10 @@ absl::StatusOr<std::vector<VersionRecord>> SqliteStore::ListVersions(absl::strin
 }
 
 absl::Status SqliteStore::InsertVersion(absl::string_view run, const VersionRecord& record) {
-  ASSIGN_OR_RETURN(
-      SqliteStatement insert,
-      db_->Prepare(absl::StrCat("INSERT INTO versions(run_id, parent, ", kVersionColumns,
-                                ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)")));
+  ASSIGN_OR_RETURN(SqliteStatement insert,
+                   db_->Prepare(absl::StrCat(
+                       "INSERT INTO versions(run_id, parent, ", kVersionColumns,
+                       ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)")));
   insert.Bind(run);
   record.version == 0 ? insert.BindNull() : insert.Bind(record.version - 1);
   insert.Bind(record.version).Bind(record.round).Bind(record.encoded).Bind(record.encoded_bytes);
@@ -106,6 +108,7 @@ absl::Status SqliteStore::InsertVersion(absl::string_view run, const VersionReco
   record.holdout_loss ? insert.Bind(*record.holdout_loss) : insert.BindNull();
   insert.Bind(absl::ToUnixMicros(record.created));
   record.snapshot ? insert.Bind(*record.snapshot) : insert.BindNull();
+  for (const double norm : record.typical_norm) insert.Bind(norm);
   return insert.Run();
 }
 

@@ -8,6 +8,7 @@
 #ifndef FEDGE_SERVER_STORE_H_
 #define FEDGE_SERVER_STORE_H_
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -57,7 +58,8 @@ struct VersionRecord {
   uint64_t update_bytes = 0;     // wire bytes of the accepted updates
   double aggregation_error = 0;  // relative: server/aggregation.h
   RoundMetrics metrics;
-  std::optional<double> holdout_loss;  // nats a token
+  std::optional<double> holdout_loss;    // nats a token
+  std::array<double, 2> typical_norm{};  // ModelState's
   absl::Time created;
 };
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <string>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
@@ -60,13 +62,52 @@ absl::StatusOr<AdmittedUpdate> AdmitUpdate(const RunPlan& plan, uint64_t round,
     sum += static_cast<double>(value) * static_cast<double>(value);
   }
   update.norm = std::sqrt(sum);
-  if (plan.max_update_norm > 0 && update.norm > plan.max_update_norm) {
-    const double factor = plan.max_update_norm / update.norm;
-    for (float& value : update.update.values) {
-      value = static_cast<float>(static_cast<double>(value) * factor);
-    }
-  }
   return update;
+}
+
+double AdmittedUpdate::rms() const {
+  return norm / std::sqrt(static_cast<double>(std::max<int64_t>(layout.size(), 1)));
+}
+
+size_t NormSlot(const AdapterSlice& slice) { return slice.factors == SliceFactors::kA ? 1 : 0; }
+
+double NormLimit(const AdmissionPlan& admission, double typical_rms, const SliceLayout& layout) {
+  constexpr double kNoLimit = std::numeric_limits<double>::infinity();
+  if (admission.norm_bound == NormBound::kOff) return kNoLimit;
+  if (admission.max_norm > 0) return admission.max_norm;
+  if (!(typical_rms > 0)) return kNoLimit;
+  return admission.norm_ratio * typical_rms * std::sqrt(static_cast<double>(layout.size()));
+}
+
+void ClipTo(double limit, AdmittedUpdate& update) {
+  if (!(update.norm > limit)) return;
+  const double factor = limit / update.norm;
+  for (float& value : update.update.values) {
+    value = static_cast<float>(static_cast<double>(value) * factor);
+  }
+  update.norm = limit;
+}
+
+absl::Status BoundNorm(const AdmissionPlan& admission, double typical_rms, AdmittedUpdate& update) {
+  const double limit = NormLimit(admission, typical_rms, update.layout);
+  if (admission.norm_bound == NormBound::kReject && update.norm > limit) {
+    const std::string origin =
+        admission.max_norm > 0
+            ? "run.admission.max_norm"
+            : absl::StrCat(admission.norm_ratio, " times the median of the last round");
+    return absl::InvalidArgumentError(absl::StrCat("update: norm ", update.norm,
+                                                   " is above the bound ", limit, ", ", origin,
+                                                   " (did the training diverge?)"));
+  }
+  ClipTo(limit, update);
+  return absl::OkStatus();
+}
+
+double LowerMedian(std::vector<double> values) {
+  if (values.empty()) return 0;
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>((values.size() - 1) / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
 }
 
 }  // namespace fedge

@@ -2,8 +2,11 @@
 #ifndef FEDGE_SERVER_UPDATE_ADMISSION_H_
 #define FEDGE_SERVER_UPDATE_ADMISSION_H_
 
+#include <cstddef>
 #include <cstdint>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "common/adapter/adapter_slice.h"
@@ -13,14 +16,16 @@
 
 namespace fedge {
 
-// An update that belongs to (round, base_version) of the run, is finite and within the norm bound.
+// An update that belongs to (round, base_version) of the run and is finite.
 struct AdmittedUpdate {
   uint64_t round = 0;
   uint64_t base_version = 0;
   uint64_t weight = 1;   // num_examples, at most plan.max_examples_per_node
   DecodedUpdate update;  // with the layout below
   SliceLayout layout;
-  double norm = 0;  // L2 as received; the values are scaled down when it was over the bound
+  double norm = 0;  // L2; smaller after clipping
+
+  double rms() const;  // the norm by the root of the slice's size: slices of all sizes compare
 };
 
 // InvalidArgument: too many bytes, num_examples of 0, broken or non-finite body.
@@ -28,6 +33,20 @@ struct AdmittedUpdate {
 // and memory are in the number of values sent. Pure: safe to call from any thread.
 absl::StatusOr<AdmittedUpdate> AdmitUpdate(const RunPlan& plan, uint64_t round,
                                            uint64_t base_version, absl::string_view bytes);
+
+// The norm bound. It follows from the state a round starts from, so it is the same for all updates
+// of the round in whatever order they come, and after a restart: `typical_rms` is the median rms()
+// of the round that published the version (0: not known, no bound but a fixed one). Factors
+// trained in turn have norms of their own: NormSlot says which of a version's two medians counts.
+size_t NormSlot(const AdapterSlice& slice);
+// L2; infinity: no bound.
+double NormLimit(const AdmissionPlan& admission, double typical_rms, const SliceLayout& layout);
+// Scales an update whose norm is above `limit` down to it.
+void ClipTo(double limit, AdmittedUpdate& update);
+// Clips, or returns InvalidArgument where the plan says reject.
+absl::Status BoundNorm(const AdmissionPlan& admission, double typical_rms, AdmittedUpdate& update);
+// Of an even number the smaller of the two in the middle; 0 of none.
+double LowerMedian(std::vector<double> values);
 
 // A whole update as it came in, and what became of it.
 struct ReceivedUpdate {

@@ -344,20 +344,6 @@ TEST(CoordinatorTest, FailureReportFreesTheRound) {
   ExpectCounts(rounds.Take<VersionPublished>()->counts, {4, 0, 3, 0, 1, 0});
 }
 
-TEST(CoordinatorTest, ScalesDownUpdatesOverTheNormBound) {
-  RunPlan plan = TinyPlan();
-  plan.max_update_norm = 1;
-  const size_t size = static_cast<size_t>(plan.lora.num_parameters());
-  const std::vector<float> values(size, 3.0f);
-  const auto update = AdmitUpdate(plan, 1, 0, MakeUpdate(plan, {.values = values}));
-  ASSERT_TRUE(update.ok()) << update.status();
-  EXPECT_DOUBLE_EQ(update->norm, 3 * std::sqrt(static_cast<double>(size)));
-  EXPECT_FLOAT_EQ(update->update.values[0], 1 / std::sqrt(static_cast<float>(size)));
-  const std::vector<float> small(size, 0.0625f);
-  const auto kept = AdmitUpdate(plan, 1, 0, MakeUpdate(plan, {.values = small}));
-  EXPECT_EQ(kept->update.values, small);
-}
-
 TEST(CoordinatorTest, CapsTheWeightAndRefusesNone) {
   RunPlan plan = TinyPlan();
   plan.max_examples_per_node = 100;

@@ -47,7 +47,15 @@ TEST(RunPlanTest, FillsInTheDocumentedDefaults) {
   EXPECT_TRUE(plan->error_feedback);
   EXPECT_EQ(plan->outer.kind, OuterOptimizerKind::kSgd);
   EXPECT_EQ(plan->outer.learning_rate, 1.0);
-  EXPECT_EQ(plan->max_update_norm, 0.0);
+  EXPECT_EQ(plan->admission.norm_bound, NormBound::kClip);
+  EXPECT_EQ(plan->admission.max_norm, 0.0);
+  EXPECT_EQ(plan->admission.norm_ratio, 3.0);
+  EXPECT_EQ(plan->admission.quarantine_after, 3);
+  EXPECT_EQ(plan->admission.quarantine_rounds, 10);
+  EXPECT_EQ(plan->admission.quota.requests_per_minute, 600);
+  EXPECT_EQ(plan->admission.quota.upload_bytes_per_day, 0u);
+  EXPECT_EQ(plan->admission.quota.open_streams, 4);
+  EXPECT_EQ(plan->robust.rule, RobustRule::kNone);
   EXPECT_EQ(plan->max_examples_per_node, 1'000'000u);
   EXPECT_EQ(plan->max_update_bytes,
             EncodedSizeBound(static_cast<uint64_t>(plan->lora.num_parameters()), plan->codec));
@@ -148,8 +156,6 @@ TEST(RunPlanTest, NamesFieldValueAndLimit) {
             "nearest value loses");
   EXPECT_EQ(ErrorOf("run: {aggregation: {server_momentum: 1}}"),
             "run.aggregation.server_momentum: 1 is above 0.999");
-  EXPECT_EQ(ErrorOf("run: {aggregation: {max_update_norm: -1}}"),
-            "run.aggregation.max_update_norm: -1 is below 0");
   EXPECT_EQ(ErrorOf("keep_versions: 1"), "keep_versions: 1 is below 2");
   EXPECT_EQ(ErrorOf("retry_seconds: 0"), "retry_seconds: 0 is below 0.001");
   EXPECT_EQ(ErrorOf("max_update_bytes: 5"), "max_update_bytes: 5 is below 1024");
@@ -179,6 +185,73 @@ TEST(RunPlanTest, ReadsHowVersionsTravel) {
   EXPECT_EQ(ErrorOf("run: {downlink: {levels: 0}}"), "run.downlink.levels: 0 is below 1");
   EXPECT_EQ(ErrorOf("run: {downlink: {density: 0.1, bits_per_parameter: 1}}"),
             "run.downlink: give bits_per_parameter or density, not both");
+}
+
+TEST(RunPlanTest, ReadsWhatAnUpdateMustPass) {
+  const auto plan = Plan(
+      "run: {admission: {norm_bound: reject, max_norm: 2.5, quarantine_after: 0,\n"
+      "  quarantine_rounds: 4, max_requests_per_minute: 0, max_upload_bytes_per_day: 1000000,\n"
+      "  max_open_streams: 1}}");
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->admission.norm_bound, NormBound::kReject);
+  EXPECT_EQ(plan->admission.max_norm, 2.5);
+  EXPECT_EQ(plan->admission.quarantine_after, 0);
+  EXPECT_EQ(plan->admission.quarantine_rounds, 4);
+  EXPECT_EQ(plan->admission.quota.requests_per_minute, 0);
+  EXPECT_EQ(plan->admission.quota.upload_bytes_per_day, 1000000u);
+  EXPECT_EQ(plan->admission.quota.open_streams, 1);
+  EXPECT_EQ(Plan("run: {admission: {norm_bound: off}}")->admission.norm_bound, NormBound::kOff);
+  EXPECT_EQ(ErrorOf("run: {admission: {norm_bound: trim}}"),
+            "run.admission.norm_bound: 'trim' is not known; use off, clip or reject");
+  EXPECT_EQ(ErrorOf("run: {admission: {max_norm: 0}}"),
+            "run.admission.max_norm: 0 must be above 0");
+  EXPECT_EQ(ErrorOf("run: {admission: {max_norm: 1, norm_ratio: 2}}"),
+            "run.admission: give max_norm or norm_ratio, not both");
+  EXPECT_EQ(ErrorOf("run: {admission: {norm_ratio: 0.5}}"),
+            "run.admission.norm_ratio: 0.5 is below 1");
+  EXPECT_EQ(ErrorOf("run: {admission: {quarantine_rounds: 0}}"),
+            "run.admission.quarantine_rounds: 0 is below 1");
+}
+
+TEST(RunPlanTest, ReadsTheRobustRule) {
+  const auto krum = Plan("run: {aggregation: {robust: multi-krum, robust_keep: 3}}");
+  ASSERT_TRUE(krum.ok()) << krum.status();
+  EXPECT_EQ(krum->robust.rule, RobustRule::kMultiKrum);
+  EXPECT_EQ(krum->robust.attackers, 0.2);
+  EXPECT_EQ(krum->robust.keep, 3);
+  EXPECT_EQ(Plan("run: {aggregation: {robust: none}}")->robust.rule, RobustRule::kNone);
+  EXPECT_EQ(Plan("run: {aggregation: {robust: geometric-median, mode: flora}}")->robust.rule,
+            RobustRule::kGeometricMedian);
+  for (const char* const codec : {"support: dense", "support: seeded, shared_support: true",
+                                  "support: top-k, density: 0.6"}) {
+    const auto median =
+        Plan(absl::StrCat("run: {aggregation: {robust: median}, codec: {", codec, "}}"));
+    EXPECT_TRUE(median.ok()) << codec << ": " << median.status();
+  }
+  EXPECT_EQ(ErrorOf("run: {aggregation: {robust: mode}}"),
+            "run.aggregation.robust: 'mode' is not known; use none, median, trimmed-mean, "
+            "multi-krum or geometric-median");
+  EXPECT_EQ(ErrorOf("run: {aggregation: {robust: median, robust_attackers: 0.5}}"),
+            "run.aggregation.robust_attackers: 0.5 is above 0.499");
+  EXPECT_EQ(ErrorOf("run: {aggregation: {robust: median, mode: fedex}, codec: {support: dense}}"),
+            "run.aggregation.robust: median gives each coordinate a value, but mode fedex needs "
+            "means of products; use multi-krum or geometric-median");
+  EXPECT_EQ(ErrorOf("run: {aggregation: {robust: median, coordinate_mean: true}}"),
+            "run.aggregation.robust: with coordinate_mean one node alone decides a coordinate "
+            "that no other sent; switch it off");
+  EXPECT_EQ(ErrorOf("run: {aggregation: {robust: trimmed-mean}}"),
+            "run.aggregation.robust: trimmed-mean is 0 where fewer than half of the nodes send a "
+            "value; set run.codec.support to dense or to seeded with shared_support, or use "
+            "multi-krum or geometric-median");
+  EXPECT_EQ(ErrorOf("run: {nodes_per_round: 8, aggregation: {robust: multi-krum, "
+                    "robust_attackers: 0.4}}"),
+            "run.aggregation.robust: multi-krum against 4 attackers needs 11 nodes, "
+            "run.nodes_per_round is 8; lower robust_attackers or draw more");
+  EXPECT_EQ(ErrorOf("run: {aggregation: {robust: multi-krum, robust_keep: 13}}"),
+            "run.aggregation.robust_keep: 13 is above 12");
+  EXPECT_EQ(ErrorOf("run: {nodes_per_round: 1001, aggregation: {robust: geometric-median}}"),
+            "run.aggregation.robust: geometric-median compares all pairs of at most 1000 updates, "
+            "run.nodes_per_round is 1001");
 }
 
 TEST(RunPlanTest, TellsDevicesASeedThatIsNotTheRuns) {

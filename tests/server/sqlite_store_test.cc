@@ -266,7 +266,9 @@ TEST(SqliteStoreTest, TakesOverADatabaseOfSchemaOne) {
                               "DROP INDEX updates_by_blob;"
                               "ALTER TABLE rounds DROP COLUMN attempt;"
                               "ALTER TABLE updates DROP COLUMN stored;"
-                              "ALTER TABLE versions DROP COLUMN snapshot")
+                              "ALTER TABLE versions DROP COLUMN snapshot;"
+                              "ALTER TABLE versions DROP COLUMN typical_norm;"
+                              "ALTER TABLE versions DROP COLUMN typical_norm_of_a")
                     .ok());
     ASSERT_TRUE((*db)->Execute("PRAGMA user_version=1").ok());
   }
