@@ -9,6 +9,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "common/base/digest.h"
+#include "common/base/failpoint.h"
 #include "common/base/status.h"
 #include "fedge/v1/federation.grpc.pb.h"
 
@@ -75,13 +76,14 @@ class GrpcLink : public FederationLink {
       request.mutable_chunk()->set_offset(offset);
       request.mutable_chunk()->set_data(piece.data(), piece.size());
       request.mutable_chunk()->set_crc32c(Crc32c(piece));
-      sending = writer->Write(request);
+      sending = FEDGE_FAILPOINT("client.chunk").ok() && writer->Write(request);
       request.clear_id();
       request.clear_metrics();
       offset += piece.size();
     } while (sending && offset < bytes.size());
     // A failed write means that the server ended the call, maybe with the verdict already.
     writer->WritesDone();
+    RETURN_IF_ERROR(FEDGE_FAILPOINT("client.sent"));
     RETURN_IF_ERROR(ToStatus(writer->Finish(), "upload"));
     return receipt;
   }

@@ -9,6 +9,7 @@
 #include "CLI/CLI.hpp"
 #include "client/daemon.h"
 #include "common/base/env.h"
+#include "common/base/failpoint.h"
 #include "common/base/logging.h"
 #include "common/base/status.h"
 
@@ -69,7 +70,8 @@ int Main(int argc, char** argv) {
   sigaction(SIGTERM, &action, nullptr);
   sigaction(SIGINT, &action, nullptr);
   options.stopping = [] { return stop_requested != 0; };
-  const absl::Status status = fedge::RunDaemon(options, *fedge::Env::Posix());
+  absl::Status status = fedge::ArmFailpointsFromEnvironment();
+  if (status.ok()) status = fedge::RunDaemon(options, *fedge::Env::Posix());
   if (!status.ok()) std::cerr << "fedge-client: " << status.message() << "\n";
   return fedge::ExitCode(status);
 }

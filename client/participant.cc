@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "common/base/digest.h"
+#include "common/base/failpoint.h"
 #include "common/base/status.h"
 #include "common/codec/update_codec.h"
 #include "common/training/evaluation.h"
@@ -196,6 +197,7 @@ absl::Status Participant::TrainAndEncode(const Task& task, LoraAdapter adapter,
     examples_key_.clear();
   }
   RETURN_IF_ERROR(trained);
+  RETURN_IF_ERROR(FEDGE_FAILPOINT("client.trained"));
   return Encode(task, Difference(adapter.values(), before), state, std::move(metrics));
 }
 
@@ -309,7 +311,8 @@ StepOutcome Participant::Settle(const Outgoing& sent, const v1::UploadReceipt& r
     state.tokens_per_second = 1000.0 * static_cast<double>(sent.metrics.train_tokens()) /
                               static_cast<double>(sent.metrics.train_ms());
   }
-  const absl::Status saved = parts_.state->Write(options_.node_id, state.Serialize());
+  const absl::Status saved =
+      FEDGE_FAILPOINT_RUN("client.state", parts_.state->Write(options_.node_id, state.Serialize()));
   if (!saved.ok()) outcome.warnings.push_back(OneLine(saved.message()));
   return outcome;
 }

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "common/base/digest.h"
+#include "common/base/failpoint.h"
 #include "common/base/status.h"
 
 namespace fedge {
@@ -11,6 +12,12 @@ namespace {
 
 // Downloads that arrive whole with the wrong hash: the fault is hardly the line's.
 constexpr int kMaxWrongWholes = 3;
+
+template <typename T>
+absl::Status MoveTo(absl::StatusOr<T> from, T* to) {
+  if (from.ok()) *to = *std::move(from);
+  return from.status();
+}
 
 }  // namespace
 
@@ -53,8 +60,7 @@ absl::Status Transfer::Retry(const std::function<absl::Status(bool* progressed)>
 absl::StatusOr<v1::CheckInResponse> Transfer::CheckIn(const v1::CheckInRequest& request) {
   v1::CheckInResponse response;
   RETURN_IF_ERROR(Retry([&](bool*) -> absl::Status {
-    ASSIGN_OR_RETURN(response, link_->CheckIn(request));
-    return absl::OkStatus();
+    return FEDGE_FAILPOINT_RUN("client.check_in", MoveTo(link_->CheckIn(request), &response));
   }));
   return response;
 }
@@ -96,7 +102,8 @@ absl::StatusOr<std::string> Transfer::Fetch(const std::string& node_id, const v1
   RETURN_IF_ERROR(Retry([&](bool* progressed) -> absl::Status {
     const size_t held = content.size();
     request.set_offset(held);
-    const absl::Status status = FetchOnce(request, ref.size_bytes(), &content);
+    const absl::Status status =
+        FEDGE_FAILPOINT_RUN("client.download", FetchOnce(request, ref.size_bytes(), &content));
     *progressed = content.size() > held;
     if (absl::IsOutOfRange(
             status)) {  // the server's content is shorter: not what we hold a part of
@@ -128,7 +135,10 @@ absl::StatusOr<v1::UploadReceipt> Transfer::Submit(const v1::UploadId& id,
   *query.mutable_id() = id;
   uint64_t committed = 0;
   RETURN_IF_ERROR(Retry([&](bool* progressed) -> absl::Status {
-    ASSIGN_OR_RETURN(v1::QueryUploadResponse held, link_->QueryUpload(query));
+    v1::QueryUploadResponse held;
+    const absl::Status asked =
+        FEDGE_FAILPOINT_RUN("client.query", MoveTo(link_->QueryUpload(query), &held));
+    if (!asked.ok()) return asked;
     if (held.has_receipt()) {
       receipt = std::move(*held.mutable_receipt());
       return absl::OkStatus();
@@ -140,13 +150,13 @@ absl::StatusOr<v1::UploadReceipt> Transfer::Submit(const v1::UploadId& id,
     }
     *progressed = held.committed_bytes() > committed;
     committed = held.committed_bytes();
-    absl::StatusOr<v1::UploadReceipt> sent = link_->Upload(id, metrics, bytes, committed);
+    const absl::Status sent = FEDGE_FAILPOINT_RUN(
+        "client.upload", MoveTo(link_->Upload(id, metrics, bytes, committed), &receipt));
     // Damaged on the way, or we disagree on the offset: ask where the server is and go on there.
-    if (absl::IsDataLoss(sent.status()) || absl::IsOutOfRange(sent.status())) {
-      return absl::AbortedError(sent.status().message());
+    if (absl::IsDataLoss(sent) || absl::IsOutOfRange(sent)) {
+      return absl::AbortedError(sent.message());
     }
-    if (!sent.ok()) return sent.status();
-    receipt = *std::move(sent);
+    if (!sent.ok()) return sent;
     if (receipt.verdict() == v1::UploadReceipt::VERDICT_UNSPECIFIED) {
       return absl::AbortedError(absl::StrCat("upload: the server holds ", receipt.committed_bytes(),
                                              " of ", bytes.size(), " bytes and gave no verdict"));

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <map>
@@ -199,6 +200,7 @@ absl::Status Failpoint::RunArmed(absl::FunctionRef<absl::Status()> operation) {
       plan = found->second;
     }
   }
+  if (plan.kind != Kind::kCount) std::fprintf(stderr, "failpoint %s: reached\n", name_);
   const absl::Status injected(plan.code, absl::StrCat("injected failure at ", name_));
   switch (plan.kind) {
     case Kind::kCount:

@@ -5,7 +5,7 @@
 //   RETURN_IF_ERROR(FEDGE_FAILPOINT_RUN("file.rename", Rename(from, to)));  // around a write
 //
 // Armed by FEDGE_FAILPOINTS="name=action[:hit][;name=action...]", `hit` counting from 1 (the
-// default); an action fires once. Actions:
+// default); an action fires once, with a line on standard error. Actions:
 //
 //   crash             SIGKILL to the own process, before the write
 //   crash-after       after it
@@ -72,12 +72,12 @@ class Failpoint {
 }  // namespace fedge
 
 // The linker puts the pointers of all places of a program side by side: that is the list of them.
-#define FEDGE_FAILPOINT_RUN(name, operation)                                                       \
-  [&]() -> ::absl::Status {                                                                        \
-    static constinit ::fedge::internal::Failpoint failpoint(name);                                 \
-    [[gnu::section("fedge_failpoints"), gnu::used]] static ::fedge::internal::Failpoint* pointer = \
-        &failpoint;                                                                                \
-    return failpoint.Run([&]() -> ::absl::Status { return (operation); });                         \
+#define FEDGE_FAILPOINT_RUN(name, operation)                                                     \
+  [&]() -> ::absl::Status {                                                                      \
+    static constinit ::fedge::internal::Failpoint fedge_failpoint(name);                         \
+    [[gnu::section("fedge_failpoints"),                                                          \
+      gnu::used]] static ::fedge::internal::Failpoint* fedge_failpoint_entry = &fedge_failpoint; \
+    return fedge_failpoint.Run([&]() -> ::absl::Status { return (operation); });                 \
   }()
 
 #define FEDGE_FAILPOINT(name) FEDGE_FAILPOINT_RUN(name, ::absl::OkStatus())
