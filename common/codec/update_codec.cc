@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "common/adapter/lora_adapter.h"
 #include "common/base/byte_io.h"
@@ -9,6 +10,8 @@
 #include "common/codec/magnitude_selection.h"
 #include "common/codec/position_coder.h"
 #include "common/codec/rate_control.h"
+#include "common/codec/trellis_code.h"
+#include "common/codec/trellis_payload.h"
 #include "common/codec/update_header.h"
 #include "common/codec/update_payload.h"
 
@@ -17,7 +20,9 @@ namespace {
 
 // How many values are sent at most.
 uint64_t SentCount(uint64_t num_parameters, const EncodeOptions& options) {
-  if (options.support == UpdateSupport::kDense) return num_parameters;
+  if (options.support == UpdateSupport::kDense || options.support == UpdateSupport::kTrellis) {
+    return num_parameters;
+  }
   const double rounded = std::round(options.density * static_cast<double>(num_parameters));
   return std::clamp<uint64_t>(static_cast<uint64_t>(rounded), 1, num_parameters);
 }
@@ -115,18 +120,25 @@ std::string UpdateSupportName(UpdateSupport support) {
       return "top-k";
     case UpdateSupport::kSeeded:
       return "seeded";
+    case UpdateSupport::kTrellis:
+      return "trellis";
   }
   return absl::StrCat("support ", static_cast<int>(support));
 }
 
 absl::Status CheckEncodeOptions(const EncodeOptions& options) {
-  if (options.support > UpdateSupport::kSeeded) {
+  if (options.support > UpdateSupport::kTrellis) {
     return absl::InvalidArgumentError(
         absl::StrCat(UpdateSupportName(options.support), " of updates is unknown"));
   }
   if (options.support != UpdateSupport::kDense && !(options.density > 0 && options.density <= 1)) {
     return absl::InvalidArgumentError(
         absl::StrCat("density ", options.density, " is not above 0 and at most 1"));
+  }
+  if (options.support == UpdateSupport::kTrellis) {
+    if (options.relaxation > 0 && options.relaxation < 2) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("relaxation ", options.relaxation, " is not above 0 and below 2"));
   }
   if (!IsValueWidth(options.value_bits)) {
     return absl::InvalidArgumentError(
@@ -163,17 +175,36 @@ uint64_t EncodedSizeBound(uint64_t num_parameters, const EncodeOptions& options)
   if (options.budget_bytes > 0 && options.support != UpdateSupport::kDense) {
     return options.budget_bytes;
   }
+  if (options.support == UpdateSupport::kTrellis) {
+    return kUpdateHeaderBytes + TrellisPayloadBound(num_parameters, options.density);
+  }
   return kUpdateHeaderBytes +
          PayloadBound(num_parameters, SentBound(num_parameters, options), options);
 }
 
 namespace {
 
+// The finest trellis that fits.
+absl::StatusOr<EncodeOptions> FitTrellis(uint64_t num_parameters, EncodeOptions options) {
+  const uint64_t budget = std::exchange(options.budget_bytes, 0);
+  for (int period = 1; period <= kMaxTrellisPeriod; ++period) {
+    options.density = 1.0 / period;
+    if (EncodedSizeBound(num_parameters, options) <= budget) return options;
+  }
+  return absl::ResourceExhaustedError(
+      absl::StrCat("update: no trellis of ", num_parameters, " signs fits a budget of ", budget,
+                   " bytes; raise it to ", EncodedSizeBound(num_parameters, options)));
+}
+
 absl::StatusOr<std::string> EncodeWithinBudget(absl::Span<const float> delta,
                                                const SliceLayout& layout,
                                                const UpdateHeader& header, EncodeOptions options,
                                                absl::Span<float> residual) {
   const auto size = static_cast<uint64_t>(layout.size());
+  if (options.support == UpdateSupport::kTrellis) {
+    ASSIGN_OR_RETURN(options, FitTrellis(size, options));
+    return EncodeUpdate(delta, layout, header, options, residual);
+  }
   const uint64_t budget = options.budget_bytes;
   options = PlanRate(budget, size, options);
   options.budget_bytes = 0;
@@ -208,11 +239,16 @@ absl::StatusOr<std::string> EncodeUpdate(absl::Span<const float> delta, const Sl
   header.slice = layout.slice();
   header.num_parameters = static_cast<uint64_t>(layout.size());
   header.support = options.support;
-  header.value_bits = options.value_bits;
-  header.seed = options.support == UpdateSupport::kSeeded ? options.seed : 0;
+  const bool trellis = options.support == UpdateSupport::kTrellis;
+  header.value_bits = trellis ? 1 : options.value_bits;
+  header.seed = trellis || options.support == UpdateSupport::kSeeded ? options.seed : 0;
   header.num_nonzero = sent.values.size();
   std::string bytes(kUpdateHeaderBytes, '\0');
-  AppendPayload(layout, sent.positions, options, absl::MakeSpan(sent.values), &bytes);
+  if (trellis) {
+    AppendTrellisPayload(layout, options, absl::MakeSpan(sent.values), &bytes);
+  } else {
+    AppendPayload(layout, sent.positions, options, absl::MakeSpan(sent.values), &bytes);
+  }
   SealUpdate(header, &bytes);
   if (residual.empty()) return bytes;
   if (residual.data() != delta.data()) {
@@ -245,6 +281,10 @@ absl::StatusOr<DecodedUpdate> DecodeUpdate(absl::string_view bytes, const Digest
   }
   DecodedUpdate decoded;
   decoded.header = header.update;
+  if (header.update.support == UpdateSupport::kTrellis) {
+    RETURN_IF_ERROR(ReadTrellisPayload(payload, header.update, expected_slice, &decoded.values));
+    return decoded;
+  }
   RETURN_IF_ERROR(
       ReadPayload(payload, header.update, expected_slice, &decoded.coordinates, &decoded.values));
   MapToFlat(expected_slice, &decoded.coordinates);

@@ -22,25 +22,33 @@ namespace fedge {
 
 // Which coordinates of the slice are sent.
 enum class UpdateSupport : uint8_t {
-  kDense = 0,   // all
-  kTopK = 1,    // the largest magnitudes
-  kSeeded = 2,  // a pseudo-random set that both sides derive from a seed: no index bytes
+  kDense = 0,    // all
+  kTopK = 1,     // the largest magnitudes
+  kSeeded = 2,   // a pseudo-random set that both sides derive from a seed: no index bytes
+  kTrellis = 3,  // all, as signs of which several share a bit (trellis_code.h)
 };
 
-// "dense", "top-k", "seeded"; the numbers of unknown ones.
+// "dense", "top-k", "seeded", "trellis"; the numbers of unknown ones.
 std::string UpdateSupportName(UpdateSupport support);
 
 struct EncodeOptions {
   UpdateSupport support = UpdateSupport::kTopK;
-  double density = 0.05;  // kTopK, kSeeded: share of the slice, (0, 1]; at least one is sent
-  bool per_run = false;   // kTopK: the same share of each run; false: one threshold for all
-  int value_bits = 2;     // of one value, sign included: 1, 2, 3, 4, 8, or 16 (IEEE half)
+  // kTopK, kSeeded: share of the slice, (0, 1]; at least one is sent. kTrellis: bits a value.
+  double density = 0.05;
+  bool per_run = false;  // kTopK: the same share of each run; false: one threshold for all
+  // Of one value, sign included: 1, 2, 3, 4, 8, or 16 (IEEE half). kTrellis: only the sign.
+  int value_bits = 2;
+  // kTrellis: what is sent is this many times the nearest point. 1 leaves the smallest residual;
+  // with error feedback more of it, below 2, makes values wait less and adds noise, which averages
+  // out over nodes.
+  double relaxation = 1;
   // Unbiased stochastic rounding, for runs without error feedback; otherwise the nearest value.
   bool stochastic = false;
-  uint64_t seed = 0;           // of the seeded support; travels in the header
+  uint64_t seed = 0;           // of the seeded support, the trellis; travels in the header
   uint64_t rounding_seed = 0;  // of stochastic rounding: a counter-based stream
-  // Not 0: kTopK and kSeeded choose the density themselves, so that the update is at most this long
-  // and at least 95 % of it, where not every value fits; `density` is then ignored.
+  // Not 0: the density is chosen so that the update is at most this long and, other than of
+  // kTrellis, at least 95 % of it, where not every value fits; `density` is then ignored, as this
+  // is by kDense.
   uint64_t budget_bytes = 0;
 };
 
@@ -63,7 +71,7 @@ struct UpdateHeader {
   uint64_t num_parameters = 0;  // coordinates of the slice
   UpdateSupport support = UpdateSupport::kDense;
   int value_bits = 0;        // of one value, sign included
-  uint64_t seed = 0;         // of the seeded support
+  uint64_t seed = 0;         // of the seeded support, the trellis
   uint64_t num_nonzero = 0;  // values present
 };
 

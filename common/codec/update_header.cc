@@ -43,12 +43,17 @@ absl::Status CheckFields(const UpdateHeader& update) {
     return Malformed(absl::StrCat("num_nonzero ", update.num_nonzero, " exceeds num_parameters ",
                                   update.num_parameters));
   }
-  if (update.support == UpdateSupport::kDense && update.num_nonzero != update.num_parameters) {
+  const bool trellis = update.support == UpdateSupport::kTrellis;
+  if ((trellis || update.support == UpdateSupport::kDense) &&
+      update.num_nonzero != update.num_parameters) {
     return Malformed(absl::StrCat("num_nonzero ", update.num_nonzero, " of ", update.num_parameters,
-                                  " in a dense update"));
+                                  " in a ", UpdateSupportName(update.support), " update"));
   }
-  if (update.support != UpdateSupport::kSeeded && update.seed != 0) {
+  if (!trellis && update.support != UpdateSupport::kSeeded && update.seed != 0) {
     return Malformed(absl::StrCat("seed ", update.seed, " where the support has none"));
+  }
+  if (trellis && update.value_bits != 1) {
+    return Malformed(absl::StrCat("value_bits ", update.value_bits, " of a trellis, whose is 1"));
   }
   if (!IsValueWidth(update.value_bits)) {
     return Malformed(
@@ -127,9 +132,9 @@ absl::StatusOr<WireHeader> ParseUpdateHeader(absl::string_view bytes) {
   header.payload_bytes = reader.Read<uint64_t>();
   FEDGE_CHECK(reader.ok());
   update.support = static_cast<UpdateSupport>(support);
-  if (update.support > UpdateSupport::kSeeded) {
-    return absl::UnimplementedError(
-        absl::StrCat("update: support ", support, " is none of 0 (dense), 1 (top-k), 2 (seeded)"));
+  if (update.support > UpdateSupport::kTrellis) {
+    return absl::UnimplementedError(absl::StrCat(
+        "update: support ", support, " is none of 0 (dense), 1 (top-k), 2 (seeded), 3 (trellis)"));
   }
   RETURN_IF_ERROR(CheckFields(update));
   return header;

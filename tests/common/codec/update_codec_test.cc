@@ -74,6 +74,9 @@ std::vector<EncodeOptions> AllOptions() {
                    .stochastic = true,
                    .rounding_seed = 8});
   }
+  for (const double bits : {1.0, 0.25, 0.07}) {
+    all.push_back({.support = UpdateSupport::kTrellis, .density = bits, .seed = 3});
+  }
   return all;
 }
 

@@ -1,0 +1,86 @@
+// Trellis-coded signs: a vector in less than one bit a value, without positions.
+//
+// A path of bits drives a shift register of 8 bits. After each bit, the register's state stands for
+// a pattern of `period` signs, the next ones of the vector. The sender searches the path whose
+// signs have the largest inner product with the values (Viterbi 1967); times one scale they are
+// what the receiver reconstructs. Signs of two paths from one state are opposite, so that with a
+// period of 1 every sign can be sent.
+//
+// What is carried, for Gaussian values, as a share of their energy, beside the bound of
+// rate-distortion theory, 1 - 2^(-2/period), and the largest values with signs in as many bits:
+//   period   1     2     4     8     16
+//   trellis  0.64  0.46  0.26  0.14  0.072
+//   bound    0.75  0.50  0.29  0.16  0.083
+//   top-k    0.57  0.36  0.20  0.11  0.061
+//
+// Internal to the codec.
+#ifndef FEDGE_COMMON_CODEC_TRELLIS_CODE_H_
+#define FEDGE_COMMON_CODEC_TRELLIS_CODE_H_
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/types/span.h"
+
+namespace fedge {
+
+inline constexpr int kTrellisStates = 256;
+inline constexpr int kMaxTrellisPeriod = 64;
+
+// The patterns of all states for one seed.
+class TrellisCode {
+ public:
+  TrellisCode(uint64_t seed, int period);  // 1 to kMaxTrellisPeriod (CHECKed)
+
+  int period() const { return period_; }
+  // Bit j: sign j of the pattern, 1 for plus.
+  uint64_t pattern(uint32_t state) const { return patterns_[state]; }
+  uint64_t steps(uint64_t count) const {
+    return (count + static_cast<uint64_t>(period_) - 1) / static_cast<uint64_t>(period_);
+  }
+
+  static uint32_t Next(uint32_t state, uint32_t bit) {
+    return ((state << 1) | bit) & (kTrellisStates - 1);
+  }
+
+ private:
+  int period_;
+  std::array<uint64_t, kTrellisStates> patterns_;
+};
+
+// The signs along a path.
+class TrellisSigns {
+ public:
+  explicit TrellisSigns(const TrellisCode& code) : code_(code) {}
+
+  bool needs_bit() const { return left_ == 0; }
+  void Feed(uint32_t bit) {
+    state_ = TrellisCode::Next(state_, bit);
+    pattern_ = code_.pattern(state_);
+    left_ = code_.period();
+  }
+  // Whether the next sign is plus. Not when a bit is needed.
+  bool Next() {
+    const bool plus = (pattern_ & 1) != 0;
+    pattern_ >>= 1;
+    --left_;
+    return plus;
+  }
+
+ private:
+  const TrellisCode& code_;
+  uint32_t state_ = 0;
+  uint64_t pattern_ = 0;
+  int left_ = 0;
+};
+
+// The path [steps(values.size())], a bit an entry, whose signs have the largest inner product with
+// `values` (within windows of some thousand steps). The same path on every machine. About 30
+// operations a value at a period of 8; scratch of about 100 KB.
+std::vector<uint8_t> FindTrellisPath(const TrellisCode& code, absl::Span<const float> values);
+
+}  // namespace fedge
+
+#endif  // FEDGE_COMMON_CODEC_TRELLIS_CODE_H_

@@ -1,0 +1,36 @@
+// The payload of an update of trellis-coded signs (grammar: proto/UPDATE_FORMAT.md). Internal to
+// the codec.
+#ifndef FEDGE_COMMON_CODEC_TRELLIS_PAYLOAD_H_
+#define FEDGE_COMMON_CODEC_TRELLIS_PAYLOAD_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "common/adapter/adapter_slice.h"
+#include "common/codec/update_codec.h"
+
+namespace fedge {
+
+// Signs that share a bit, so that there is at most `bits_per_parameter` of it: 1 to
+// kMaxTrellisPeriod.
+int TrellisPeriod(double bits_per_parameter);
+
+// Appends the payload of all `values` [layout.size()] of the slice (magnitudes up to 65504) and
+// replaces each by what the receiver will decode. Of `options`: density, seed, relaxation.
+void AppendTrellisPayload(const SliceLayout& layout, const EncodeOptions& options,
+                          absl::Span<float> values, std::string* out);
+
+// As ReadPayload; the values are header.num_parameters.
+absl::Status ReadTrellisPayload(absl::string_view payload, const UpdateHeader& header,
+                                const SliceLayout& layout, std::vector<float>* values);
+
+// Upper bound of the payload.
+uint64_t TrellisPayloadBound(uint64_t num_parameters, double bits_per_parameter);
+
+}  // namespace fedge
+
+#endif  // FEDGE_COMMON_CODEC_TRELLIS_PAYLOAD_H_

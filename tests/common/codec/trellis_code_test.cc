@@ -1,0 +1,106 @@
+#include "common/codec/trellis_code.h"
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "common/base/rng.h"
+#include "gtest/gtest.h"
+
+namespace fedge {
+namespace {
+
+std::vector<float> Gaussian(size_t size, uint64_t seed) {
+  Rng rng(seed);
+  std::vector<float> values(size);
+  for (float& value : values) value = static_cast<float>(rng.Normal());
+  return values;
+}
+
+std::vector<int> SignsAlong(const TrellisCode& code, const std::vector<uint8_t>& path,
+                            size_t count) {
+  TrellisSigns signs(code);
+  std::vector<int> found;
+  size_t step = 0;
+  for (size_t i = 0; i < count; ++i) {
+    if (signs.needs_bit()) signs.Feed(path[step++]);
+    found.push_back(signs.Next() ? 1 : -1);
+  }
+  EXPECT_EQ(step, path.size());
+  return found;
+}
+
+double Product(const std::vector<float>& values, const std::vector<int>& signs) {
+  double product = 0;
+  for (size_t i = 0; i < values.size(); ++i) product += static_cast<double>(values[i]) * signs[i];
+  return product;
+}
+
+// The share of the energy that the best multiple of the signs takes away.
+double Captured(const std::vector<float>& values, const std::vector<int>& signs) {
+  double energy = 0;
+  for (const float value : values) energy += static_cast<double>(value) * value;
+  const double product = Product(values, signs);
+  return product * product / static_cast<double>(values.size()) / energy;
+}
+
+// Every path of a few steps, by the definition alone.
+double BestProduct(const TrellisCode& code, const std::vector<float>& values) {
+  const size_t steps = code.steps(values.size());
+  double best = -1e30;
+  for (uint32_t bits = 0; bits < (1u << steps); ++bits) {
+    std::vector<uint8_t> path(steps);
+    for (size_t i = 0; i < steps; ++i) path[i] = (bits >> i) & 1;
+    best = std::max(best, Product(values, SignsAlong(code, path, values.size())));
+  }
+  return best;
+}
+
+TEST(TrellisCodeTest, FindsTheBestOfAllPaths) {
+  for (const int period : {1, 2, 3, 8, 13, 64}) {
+    const TrellisCode code(5, period);
+    const std::vector<float> values = Gaussian(static_cast<size_t>(10 * period - period / 2), 3);
+    const std::vector<uint8_t> path = FindTrellisPath(code, values);
+    EXPECT_NEAR(Product(values, SignsAlong(code, path, values.size())), BestProduct(code, values),
+                1e-3)
+        << period;
+  }
+}
+
+TEST(TrellisCodeTest, CarriesWhatTheTableSays) {
+  const std::vector<float> values = Gaussian(60'000, 1);
+  const struct {
+    int period;
+    double captured;
+  } kTable[] = {{1, 0.63}, {2, 0.45}, {4, 0.255}, {8, 0.133}, {16, 0.068}};
+  for (const auto& row : kTable) {
+    const TrellisCode code(9, row.period);
+    const double captured =
+        Captured(values, SignsAlong(code, FindTrellisPath(code, values), values.size()));
+    EXPECT_GT(captured, row.captured) << row.period;
+    EXPECT_LT(captured, 1 - std::exp2(-2.0 / row.period)) << row.period;
+  }
+}
+
+TEST(TrellisCodeTest, ABitForEachSignSendsEverySign) {
+  const std::vector<float> values = Gaussian(9000, 2);  // more than two windows
+  const TrellisCode code(1, 1);
+  const std::vector<int> signs = SignsAlong(code, FindTrellisPath(code, values), values.size());
+  for (size_t i = 0; i < values.size(); ++i) ASSERT_EQ(signs[i] > 0, values[i] > 0) << i;
+}
+
+TEST(TrellisCodeTest, PathsOfZerosAndNothingAreFine) {
+  const TrellisCode code(1, 4);
+  EXPECT_TRUE(FindTrellisPath(code, {}).empty());
+  EXPECT_EQ(FindTrellisPath(code, std::vector<float>(9)).size(), 3u);
+}
+
+TEST(TrellisCodeTest, TheSeedDrawsThePatterns) {
+  const TrellisCode code(1, 8), same(1, 8), other(2, 8);
+  EXPECT_EQ(code.pattern(7), same.pattern(7));
+  EXPECT_NE(code.pattern(7), other.pattern(7));
+  EXPECT_EQ(code.pattern(6), ~code.pattern(7));
+}
+
+}  // namespace
+}  // namespace fedge
