@@ -19,6 +19,7 @@
 #include "common/base/status.h"
 #include "common/config/config_file.h"
 #include "tests/robustness/run_case.h"
+#include "tests/robustness/sim_world.h"
 #include "tests/robustness/toy_fleet.h"
 #include "tests/server/temporary_dir.h"
 #include "tests/testing/tiny_model.h"
@@ -36,6 +37,8 @@ struct Flags {
   bool syscalls = false;
   bool keep = false;
   bool verbose = false;
+  uint64_t seeds = 0;
+  uint64_t first_seed = 1;
 };
 
 struct Tally {
@@ -205,6 +208,39 @@ class Runner {
   size_t places_ = 0;
 };
 
+int SimulateSeeds(const Flags& flags) {
+  SimResult sum;
+  int64_t failures = 0;
+  const absl::Time start = absl::Now();
+  for (uint64_t seed = flags.first_seed; seed < flags.first_seed + flags.seeds; ++seed) {
+    const SimResult result = Simulate(seed);
+    if (!result.problem.empty()) {
+      ++failures;
+      std::cout << "FAILED seed " << seed << ": " << result.problem
+                << "\n  again: robustness --seeds 1 --seed " << seed << "\n"
+                << std::flush;
+      if (failures == 10) break;
+    }
+    sum.versions += result.versions;
+    sum.abandoned += result.abandoned;
+    sum.restarts += result.restarts;
+    sum.writes += result.writes;
+    sum.accepted += result.accepted;
+    sum.damaged += result.damaged;
+    sum.virtual_seconds += result.virtual_seconds;
+  }
+  std::cout << "seeds " << flags.seeds << " failed " << failures << ": " << sum.restarts
+            << " restarts, " << sum.writes << " writes, " << sum.accepted << " receipts, "
+            << sum.versions << " versions, " << sum.abandoned << " rounds abandoned, "
+            << sum.damaged << " updates damaged, " << std::fixed << std::setprecision(1)
+            << sum.virtual_seconds / 3600 << " hours in "
+            << absl::ToDoubleSeconds(absl::Now() - start) << " s\n";
+  // Quiet runs would prove nothing.
+  const bool stormy = flags.seeds < 100 || (sum.restarts > flags.seeds && sum.abandoned > 0 &&
+                                            sum.damaged > 0 && sum.versions > flags.seeds);
+  return failures == 0 && stormy ? 0 : 1;
+}
+
 int Fleet(const Flags& flags) {
   absl::Status status = ArmFailpointsFromEnvironment();
   v1::ServerConfig config;
@@ -222,6 +258,8 @@ int Main(int argc, char** argv) {
   app.add_flag("--failpoints", flags.failpoints, "Only the failpoints");
   app.add_flag("--syscalls", flags.syscalls, "Only the system calls");
   app.add_option("--case", flags.one_case, "One fault, as a failure printed it");
+  app.add_option("--seeds", flags.seeds, "Instead: so many simulated runs, in one thread");
+  app.add_option("--seed", flags.first_seed, "The first of them");
   app.add_option("--server", flags.server, "The program to test");
   app.add_flag("--keep", flags.keep, "Keep the state folder of a run that failed, in /tmp");
   app.add_flag("--verbose", flags.verbose, "A line for each run");
@@ -231,6 +269,7 @@ int Main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   signal(SIGPIPE, SIG_IGN);
   if (!flags.fleet_config.empty()) return Fleet(flags);
+  if (flags.seeds > 0) return SimulateSeeds(flags);
   const testing::TemporaryDir dir;
   return Runner(flags, testing::WriteTinyModel(dir.path(), {})).Run();
 }

@@ -1,0 +1,105 @@
+#include "tests/robustness/sim_store.h"
+
+#include "common/base/status.h"
+
+namespace fedge::robustness {
+
+absl::Status SimStore::Write(absl::FunctionRef<void()> operation) {
+  if (failed_) return absl::FailedPreconditionError("failed earlier");
+  const absl::Status status = adversary_.Write(operation);
+  failed_ = !status.ok() && !absl::IsResourceExhausted(status);
+  return status;
+}
+
+absl::StatusOr<std::vector<VersionRecord>> SimStore::ListVersions(absl::string_view) {
+  std::vector<VersionRecord> records;
+  for (const auto& [number, record] : disk_.versions) records.push_back(record);
+  return records;
+}
+
+absl::Status SimStore::StartRound(absl::string_view, const RoundRecord& round) {
+  const auto known = disk_.rounds.find(round.round);
+  if (known != disk_.rounds.end() && known->second.record.cohort != round.cohort) {
+    return absl::FailedPreconditionError("another round of this number");
+  }
+  return Write([&] { disk_.rounds.try_emplace(round.round, SimDisk::Round{round}); });
+}
+
+absl::StatusOr<std::optional<RoundRecord>> SimStore::ContinueRound(absl::string_view) {
+  if (disk_.rounds.empty()) return std::optional<RoundRecord>();
+  SimDisk::Round& last = disk_.rounds.rbegin()->second;
+  if (last.state != SimDisk::RoundState::kOpen) return std::optional<RoundRecord>();
+  RETURN_IF_ERROR(Write([&] { ++last.record.attempt; }));
+  return std::optional<RoundRecord>(last.record);
+}
+
+absl::Status SimStore::AbandonRound(absl::string_view, uint64_t round, const RoundCounts&,
+                                    absl::string_view, absl::Time) {
+  return Write([&] { disk_.rounds.at(round).state = SimDisk::RoundState::kAbandoned; });
+}
+
+absl::StatusOr<VersionRecord> SimStore::PublishVersion(
+    absl::string_view, VersionRecord record, const VersionBlobs& blobs,
+    absl::Span<const Contribution> contributions) {
+  for (const auto& [bytes, digest] :
+       {std::pair(blobs.encoded, &record.encoded), std::pair(blobs.master, &record.master)}) {
+    *digest = Sha256Of(bytes);
+    RETURN_IF_ERROR(Write([&] { disk_.blobs[*digest] = std::string(bytes); }));
+  }
+  record.encoded_bytes = blobs.encoded.size();
+  const auto known = disk_.versions.find(record.version);
+  if (known != disk_.versions.end() && known->second.master != record.master) {
+    return absl::FailedPreconditionError("another version of this number");
+  }
+  RETURN_IF_ERROR(Write([&] {
+    disk_.versions[record.version] = record;
+    disk_.contributions[record.version] = {contributions.begin(), contributions.end()};
+    const auto round = disk_.rounds.find(record.round);
+    if (round != disk_.rounds.end()) round->second.state = SimDisk::RoundState::kPublished;
+  }));
+  return record;
+}
+
+absl::StatusOr<std::string> SimStore::ReadBlob(const Digest& digest) {
+  const auto blob = disk_.blobs.find(digest);
+  if (blob == disk_.blobs.end()) return absl::NotFoundError("no such blob");
+  if (Sha256Of(blob->second) != digest) return absl::DataLossError("damaged blob");
+  return blob->second;
+}
+
+absl::StatusOr<bool> SimStore::IsServed(absl::string_view, const Digest& digest) {
+  for (const auto& [number, record] : disk_.versions) {
+    if (record.encoded == digest) return true;
+  }
+  return false;
+}
+
+absl::Status SimStore::RecordParticipations(absl::string_view,
+                                            absl::Span<const ParticipationRecord> records) {
+  return Write([&] {
+    for (const ParticipationRecord& record : records) {
+      const auto [known, added] = disk_.updates.try_emplace({record.round, record.node_id}, record);
+      const bool judged = known->second.outcome == Outcome::kAccepted ||
+                          known->second.outcome == Outcome::kRejected;
+      if (!judged) known->second = record;
+    }
+  });
+}
+
+absl::StatusOr<std::optional<ParticipationRecord>> SimStore::FindParticipation(
+    absl::string_view, uint64_t round, absl::string_view node) {
+  const auto found = disk_.updates.find({round, std::string(node)});
+  if (found == disk_.updates.end()) return std::optional<ParticipationRecord>();
+  return std::optional<ParticipationRecord>(found->second);
+}
+
+absl::StatusOr<std::vector<ParticipationRecord>> SimStore::ListParticipations(absl::string_view,
+                                                                              uint64_t round) {
+  std::vector<ParticipationRecord> records;
+  for (const auto& [key, record] : disk_.updates) {
+    if (key.first == round) records.push_back(record);
+  }
+  return records;
+}
+
+}  // namespace fedge::robustness
