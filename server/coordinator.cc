@@ -65,7 +65,10 @@ absl::string_view VerdictName(Verdict verdict) {
 }
 
 Coordinator::Coordinator(RunPlan plan, ModelState state, uint64_t next_round)
-    : plan_(std::move(plan)), state_(std::move(state)), round_(next_round) {
+    : plan_(std::move(plan)),
+      state_(std::move(state)),
+      round_(next_round),
+      quarantine_(plan_.admission.quarantine_after, plan_.admission.quarantine_rounds) {
   FEDGE_CHECK(next_round >= 1);
   FEDGE_CHECK(state_.adapter.spec().layout_hash() == plan_.lora.layout_hash());
   if (static_cast<int64_t>(state_.version) >= plan_.rounds) {
@@ -123,8 +126,9 @@ CheckInDecision Coordinator::Decide(absl::string_view node_id, absl::Duration no
   }
   const auto member = cohort_.find(node_id);
   if (member == cohort_.end()) {
-    return RetryLater{plan_.retry, plan_.retry * 2,
-                      absl::StrCat("not selected for round ", round_)};
+    std::string reason = quarantine_.Reason(node_id, round_);
+    if (reason.empty()) reason = absl::StrCat("not selected for round ", round_);
+    return RetryLater{plan_.retry, plan_.retry * 2, std::move(reason)};
   }
   if (member->second.state != NodeState::kAssigned) {
     return RetryLater{plan_.retry, plan_.retry * 2,
@@ -141,7 +145,12 @@ CheckInDecision Coordinator::Decide(absl::string_view node_id, absl::Duration no
 
 void Coordinator::MaybeStartRound(absl::Duration now) {
   if (phase_ != Phase::kWaiting || nodes_.size() < NodesNeeded()) return;
-  std::vector<std::string> sample(nodes_.begin(), nodes_.end());
+  std::vector<std::string> sample;
+  for (const std::string& node : nodes_) {
+    if (!quarantine_.Holds(node, round_)) sample.push_back(node);
+  }
+  // Rather than stand still, a run draws them: their updates are judged as any.
+  if (sample.size() < NodesNeeded()) sample.assign(nodes_.begin(), nodes_.end());
   Rng rng = Rng::Stream(plan_.seed, "cohort", round_);
   const size_t size = std::min(sample.size(), static_cast<size_t>(plan_.nodes_per_round));
   for (size_t i = 0; i < size; ++i) {  // the first `size` steps of Fisher-Yates
@@ -253,6 +262,7 @@ UpdateVerdict Coordinator::Judge(absl::string_view node_id, Participation& parti
     status = Accept(node_id, *std::move(update.admitted), participation);
   }
   participation.reason = std::string(status.message());
+  quarantine_.Note(node_id, round_, status.ok());
   Settle(participation, status.ok() ? NodeState::kAccepted : NodeState::kRejected);
   return {status.ok() ? Verdict::kAccepted : Verdict::kRejected, participation.reason};
 }

@@ -30,6 +30,7 @@
 #include "common/base/digest.h"
 #include "server/aggregation.h"
 #include "server/aggregator.h"
+#include "server/quarantine.h"
 #include "server/run_plan.h"
 #include "server/update_admission.h"
 #include "server/update_source.h"
@@ -130,6 +131,10 @@ class Coordinator {
   // restart; `next_round` (>= 1) is the number of the next round, greater than all started before.
   Coordinator(RunPlan plan, ModelState state, uint64_t next_round = 1);
 
+  // A stored verdict on an update of an earlier round; before ResumeRound, in the order of rounds.
+  void ResumeVerdict(absl::string_view node_id, uint64_t round, bool accepted) {
+    quarantine_.Note(node_id, round, accepted);
+  }
   // Continues round `next_round`, which was open when the server stopped, before any other event:
   // its whole cohort (sorted) is pending, the deadline starts anew. Then ResumeUpdate or
   // ResumeFailure for each node that had settled, in any order, then FinishResume.
@@ -221,6 +226,7 @@ class Coordinator {
   Cohort cohort_;
   std::map<uint64_t, Cohort> past_;  // the newest few, to answer repetitions of lost receipts
   RoundCounts counts_;
+  Quarantine quarantine_;
   std::unique_ptr<UpdateAggregator> aggregator_;
   std::unique_ptr<HeldUpdates> held_;  // if KeepsUpdates; the sums are then only a check
   std::vector<CoordinatorAction> actions_;

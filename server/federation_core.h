@@ -110,6 +110,7 @@ class FederationCore {
   // The newest version that is intact, as the one after `latest`; `damage` when there is none.
   absl::StatusOr<ModelState> FallBack(const VersionRecord& latest, const absl::Status& damage);
   absl::Status StartCoordinator(ModelState state);
+  absl::Status ResumeQuarantine(uint64_t last_round);
   absl::Status ContinueRound(const RoundRecord& round);
   absl::Status ResumeVerdict(const ParticipationRecord& record)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -12,6 +12,7 @@ namespace fedge {
 namespace {
 
 constexpr size_t kHistoryVersions = 64;  // read at the start
+constexpr uint64_t kVerdictRounds = 256;
 
 // A blob that is gone or not what it was.
 bool IsDamage(const absl::Status& status) {
@@ -173,7 +174,24 @@ absl::Status FederationCore::StartCoordinator(ModelState state) {
         std::make_unique<Coordinator>(plan_, std::move(state), open ? open->round : last_round + 1);
     flushed_ = clock_.Monotonic();
   }
+  RETURN_IF_ERROR(ResumeQuarantine(last_round));
   return open ? ContinueRound(*open) : absl::OkStatus();
+}
+
+// Verdicts of the newest rounds, but not of one that is continued: that judges them anew.
+absl::Status FederationCore::ResumeQuarantine(uint64_t last_round) {
+  if (plan_.admission.quarantine_after == 0) return absl::OkStatus();
+  absl::MutexLock lock(&mutex_);
+  const uint64_t first = last_round - std::min(last_round, kVerdictRounds) + 1;
+  for (uint64_t round = first; round < coordinator_->round(); ++round) {
+    ASSIGN_OR_RETURN(const std::vector<ParticipationRecord> records,
+                     store_->ListParticipations(plan_.run_id, round));
+    for (const ParticipationRecord& record : records) {
+      if (record.outcome != Outcome::kAccepted && record.outcome != Outcome::kRejected) continue;
+      coordinator_->ResumeVerdict(record.node_id, round, record.outcome == Outcome::kAccepted);
+    }
+  }
+  return absl::OkStatus();
 }
 
 // Requests come after the start: nobody else holds the lock.
