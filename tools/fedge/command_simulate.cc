@@ -23,6 +23,7 @@ struct SimulateOptions {
   std::string config;
   std::string cache_dir;
   bool no_centralized = false;
+  std::string attack;
   OutputFormat format = OutputFormat::kText;
   // What the command line says wins over the configuration file.
   std::optional<uint64_t> seed;
@@ -129,6 +130,9 @@ absl::Status RunSimulate(const SimulateOptions& options, CommandContext& context
   if (!context.env().Exists(simulation.model)) {
     return absl::NotFoundError(
         absl::StrCat(simulation.model, ": no such file; --model takes a GGUF"));
+  }
+  if (!options.attack.empty()) {
+    ASSIGN_OR_RETURN(simulation.attack.kind, ParseAttackKind(options.attack));
   }
   simulation.run = config.run();
   ApplyFlags(options, simulation.run);
@@ -258,6 +262,23 @@ void AddWorkOptions(CLI::App* command, SimulateOptions& options) {
                    "Learning rate of the centralised reference (default: that of the nodes divided "
                    "by the square root of the cohort)")
       ->check(CLI::Range(1e-9, 10.0))
+      ->type_name("X");
+  command
+      ->add_option("--attack", options.attack,
+                   absl::StrCat("What the lying nodes do, to see what the server's run.admission "
+                                "and run.aggregation.robust make of it: ",
+                                AttackNames()))
+      ->type_name("KIND");
+  command
+      ->add_option("--attackers", simulation.attack.attackers,
+                   "With --attack: share of the nodes that lie")
+      ->check(CLI::Range(0.0, 1.0))
+      ->type_name("SHARE");
+  command
+      ->add_option("--attack-strength", simulation.attack.strength,
+                   "Factor of the attack (default: sign-flip 1, scale 100, noise 10, alie 1, "
+                   "inner-product 1)")
+      ->check(CLI::Range(1e-6, 1e9))
       ->type_name("X");
   command->add_flag("--no-centralized", options.no_centralized,
                     "Do not train the reference on the pooled data");

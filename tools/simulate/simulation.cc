@@ -46,6 +46,7 @@ class Simulation {
   absl::Status StartServer();
   absl::Status RunRounds();
   absl::StatusOr<bool> RunRound(const RoundStarted& started);
+  std::vector<NodeOutcome> RunCohort(const std::vector<std::string>& cohort);
   void SumUp(const std::vector<NodeOutcome>& outcomes, RoundRecord* record);
   absl::Status FinishRound(RoundRecord record);
   absl::StatusOr<SimulationEvent> NextEvent();
@@ -67,8 +68,9 @@ class Simulation {
   RunPlan plan_;
   HeldOutOptions held_out_options_;
   std::optional<HeldOut> held_out_;
-  std::vector<Example> pooled_;  // of the centralised reference
-  ManualClock clock_;            // the federation's
+  std::vector<Example> pooled_;         // of the centralised reference
+  ManualClock clock_;                   // the federation's
+  std::optional<Adversary> adversary_;  // outlives the fleet's links
   std::unique_ptr<SimulatedServer> server_;
   std::unique_ptr<Fleet> fleet_;
   LoraAdapter initial_;  // version 0
@@ -127,6 +129,9 @@ absl::Status Simulation::LoadData() {
   run.set_nodes_per_round(
       std::min(nodes, run.has_nodes_per_round() ? run.nodes_per_round() : usual));
   run.set_min_nodes(nodes);
+  // Virtual time stands still in a round, so quotas by time would never be given back.
+  run.mutable_admission()->set_max_requests_per_minute(0);
+  run.mutable_admission()->set_max_upload_bytes_per_day(0);
   ASSIGN_OR_RETURN(const LoraPlan lora, MakeLoraPlan(run));
   ASSIGN_OR_RETURN(LoraSpec spec, base.MakeLoraSpec(lora.targets));
   ASSIGN_OR_RETURN(plan_, MakeRunPlan(config, std::move(spec), base.sha256()));
@@ -203,9 +208,14 @@ absl::Status Simulation::StartServer() {
     if (options_.keep_updates) {
       link = KeepUpdates(std::move(link), JoinPath(options_.out_dir, "updates"), environment_.env);
     }
+    link = adversary_->Wrap(node_id, std::move(link));
     return environment_.wrap_link ? environment_.wrap_link(node_id, std::move(link))
                                   : std::move(link);
   };
+  AttackOptions attack = options_.attack;
+  attack.seed = plan_.seed;
+  adversary_.emplace(attack, data_.nodes);
+  adversary_->PoisonData(data_.nodes);  // the held-out sample was taken before
   fleet_ = std::make_unique<Fleet>(std::move(data_.nodes), fleet, pool_.get());
   return fleet_->Register();
 }
@@ -242,8 +252,7 @@ absl::Status Simulation::RunRounds() {
 absl::StatusOr<bool> Simulation::RunRound(const RoundStarted& started) {
   const double start = Seconds();
   view_->RoundStarted(started.round, started.cohort.size());
-  const std::vector<NodeOutcome> outcomes = fleet_->RunCohort(
-      started.cohort, [this](const NodeOutcome& outcome) { view_->NodeDone(outcome); });
+  const std::vector<NodeOutcome> outcomes = RunCohort(started.cohort);
   if (interrupted()) return absl::CancelledError("interrupted");
   RoundRecord record;
   record.round = started.round;
@@ -286,6 +295,21 @@ absl::StatusOr<bool> Simulation::RunRound(const RoundStarted& started) {
   const bool published = record.version > 0;
   RETURN_IF_ERROR(FinishRound(std::move(record)));
   return published;
+}
+
+// Attackers go last: they know what the others sent.
+std::vector<NodeOutcome> Simulation::RunCohort(const std::vector<std::string>& cohort) {
+  std::vector<std::string> honest;
+  std::vector<std::string> attackers;
+  for (const std::string& node : cohort) {
+    (adversary_->Attacks(node) ? attackers : honest).push_back(node);
+  }
+  const auto on_done = [this](const NodeOutcome& outcome) { view_->NodeDone(outcome); };
+  std::vector<NodeOutcome> outcomes = fleet_->RunCohort(honest, on_done);
+  for (NodeOutcome& outcome : fleet_->RunCohort(attackers, on_done)) {
+    outcomes.push_back(std::move(outcome));
+  }
+  return outcomes;
 }
 
 void Simulation::SumUp(const std::vector<NodeOutcome>& outcomes, RoundRecord* record) {

@@ -18,6 +18,7 @@
 #include "fedge/v1/config.pb.h"
 #include "tools/report/progress.h"
 #include "tools/report/run_report.h"
+#include "tools/simulate/attack.h"
 #include "tools/simulate/node_data.h"
 
 namespace fedge {
@@ -35,6 +36,7 @@ struct SimulationOptions {
   // round averages over as many batches, and that is how Adam's rate goes with the batch size
   // (Malladi et al. 2022).
   float centralized_learning_rate = 0;
+  AttackOptions attack;       // attack.seed is set from the run's seed
   bool keep_updates = false;  // write each node's encoded update to <out>/updates
   int64_t eval_tokens = 20'000;
   int64_t eval_tokens_per_node = 1000;
