@@ -46,7 +46,8 @@ FederationCore::FederationCore(RunPlan plan, std::unique_ptr<Store> store,
       uploads_(std::move(uploads)),
       options_(std::move(options)),
       clock_(*options_.clock),
-      downlink_(plan_) {
+      downlink_(plan_),
+      quota_(MakeQuota(plan_.admission.quota)) {
   FillAssignment(plan_, assignment_);
 }
 

@@ -30,6 +30,7 @@
 #include "fedge/v1/federation.pb.h"
 #include "server/coordinator.h"
 #include "server/downlink.h"
+#include "server/node_quota.h"
 #include "server/server_events.h"
 #include "server/store.h"
 #include "server/upload_buffer.h"
@@ -46,6 +47,9 @@ struct FederationCoreOptions {
 // Thread-safe. Methods block on the disk (not on the network), for milliseconds as a rule.
 class FederationCore {
  public:
+  struct GuardedQuota;
+  class OpenStream;
+
   // Continues the run in `store` at its last published version and in the round that was open, or
   // starts it with `initial` as version 0. Damaged blobs are moved aside and announced: an update's
   // node is asked again, a damaged version is replaced by the newest intact one (as the next
@@ -77,6 +81,7 @@ class FederationCore {
     explicit Upload(FederationCore& core) : core_(core) {}
     FederationCore& core_;
     std::optional<UploadKey> key_;
+    std::shared_ptr<OpenStream> stream_;
   };
   Upload StartUpload() { return Upload(*this); }
 
@@ -125,6 +130,10 @@ class FederationCore {
 
   absl::Status CheckServing();
   absl::Status CheckRun(absl::string_view run_id) const;
+  static std::shared_ptr<GuardedQuota> MakeQuota(const NodeQuotaLimits& limits);
+  // Quotas; ResourceExhausted says when to come again.
+  absl::Status TakeRequest(absl::string_view node);
+  absl::Status TakeBytes(absl::string_view node, uint64_t bytes);
   absl::StatusOr<UploadKey> ParseUploadId(const v1::UploadId& id) const;
   // The receipt for an upload whose verdict is known without its bytes.
   absl::StatusOr<std::optional<v1::UploadReceipt>> KnownReceipt(const UploadKey& key);
@@ -163,6 +172,7 @@ class FederationCore {
   bool no_room_ ABSL_GUARDED_BY(actions_mutex_) = false;
   absl::Mutex mutex_;
   std::unique_ptr<Coordinator> coordinator_ ABSL_GUARDED_BY(mutex_);
+  const std::shared_ptr<GuardedQuota> quota_;
   std::map<std::string, v1::TaskMetrics> metrics_ ABSL_GUARDED_BY(mutex_);  // of metrics_round_
   uint64_t metrics_round_ ABSL_GUARDED_BY(mutex_) = 0;
   std::map<std::string, NodeRecord> seen_ ABSL_GUARDED_BY(mutex_);  // not stored yet

@@ -76,8 +76,27 @@ absl::Status FederationCore::CheckRun(absl::string_view run_id) const {
       absl::StrCat("run '", OneLine(run_id), "' is not served here, '", plan_.run_id, "' is"));
 }
 
+// A lock of its own, and its own life: streams may end after the server.
+struct FederationCore::GuardedQuota {
+  explicit GuardedQuota(const NodeQuotaLimits& limits) : quota(limits) {}
+  absl::Mutex mutex;
+  NodeQuota quota ABSL_GUARDED_BY(mutex);
+};
+
+std::shared_ptr<FederationCore::GuardedQuota> FederationCore::MakeQuota(
+    const NodeQuotaLimits& limits) {
+  return std::make_shared<GuardedQuota>(limits);
+}
+
+absl::Status FederationCore::TakeRequest(absl::string_view node) {
+  RETURN_IF_ERROR(CheckNodeId(node));
+  absl::MutexLock lock(&quota_->mutex);
+  return quota_->quota.TakeRequest(node, clock_.Monotonic());
+}
+
 absl::StatusOr<v1::CheckInResponse> FederationCore::CheckIn(const v1::CheckInRequest& request) {
   RETURN_IF_ERROR(CheckServing());
+  RETURN_IF_ERROR(TakeRequest(request.node_id()));
   const absl::StatusOr<Digest> base = DigestFromRaw(request.base_model_sha256());
   if (!base.ok()) return Annotate(base.status(), "base_model_sha256");
   if (request.device().ByteSizeLong() > kMaxDeviceReportBytes) {
@@ -132,7 +151,7 @@ absl::StatusOr<v1::CheckInResponse> FederationCore::CheckIn(const v1::CheckInReq
 
 absl::StatusOr<std::shared_ptr<const std::string>> FederationCore::OpenDownload(
     const v1::DownloadRequest& request) {
-  RETURN_IF_ERROR(CheckNodeId(request.node_id()));
+  RETURN_IF_ERROR(TakeRequest(request.node_id()));
   const absl::StatusOr<Digest> digest = DigestFromRaw(request.sha256());
   if (!digest.ok()) return Annotate(digest.status(), "sha256");
   std::shared_ptr<const std::string> bytes = downlink_.Find(*digest);
@@ -193,6 +212,7 @@ absl::StatusOr<v1::QueryUploadResponse> FederationCore::QueryUpload(
     const v1::QueryUploadRequest& request) {
   RETURN_IF_ERROR(CheckServing());
   ASSIGN_OR_RETURN(const UploadKey key, ParseUploadId(request.id()));
+  RETURN_IF_ERROR(TakeRequest(key.node_id));
   ASSIGN_OR_RETURN(std::optional<v1::UploadReceipt> receipt, KnownReceipt(key));
   v1::QueryUploadResponse response;
   if (receipt) {
@@ -219,7 +239,7 @@ void FederationCore::NoteMetrics(absl::string_view node, uint64_t round, v1::Tas
 absl::Status FederationCore::Report(const v1::ReportRequest& request) {
   RETURN_IF_ERROR(CheckServing());
   RETURN_IF_ERROR(CheckRun(request.run_id()));
-  RETURN_IF_ERROR(CheckNodeId(request.node_id()));
+  RETURN_IF_ERROR(TakeRequest(request.node_id()));
   if (!request.completed()) {
     {
       absl::MutexLock lock(&mutex_);
@@ -268,6 +288,34 @@ absl::StatusOr<v1::UploadReceipt> FederationCore::Submit(const UploadKey& key,
   return MakeReceipt(*verdict, key.size_bytes);
 }
 
+absl::Status FederationCore::TakeBytes(absl::string_view node, uint64_t bytes) {
+  absl::MutexLock lock(&quota_->mutex);
+  return quota_->quota.TakeBytes(node, bytes, clock_.Monotonic());
+}
+
+// One of the uploads that a node sends at the same time, until it is destroyed.
+class FederationCore::OpenStream {
+ public:
+  static absl::StatusOr<std::shared_ptr<OpenStream>> Create(const FederationCore& core,
+                                                            std::string node) {
+    absl::MutexLock lock(&core.quota_->mutex);
+    RETURN_IF_ERROR(core.quota_->quota.OpenStream(node, core.clock_.Monotonic()));
+    return std::make_shared<OpenStream>(core.quota_, std::move(node));
+  }
+  OpenStream(std::shared_ptr<GuardedQuota> quota, std::string node)
+      : quota_(std::move(quota)), node_(std::move(node)) {}
+  OpenStream(const OpenStream&) = delete;
+  OpenStream& operator=(const OpenStream&) = delete;
+  ~OpenStream() {
+    absl::MutexLock lock(&quota_->mutex);
+    quota_->quota.CloseStream(node_);
+  }
+
+ private:
+  const std::shared_ptr<GuardedQuota> quota_;
+  const std::string node_;
+};
+
 absl::StatusOr<std::optional<v1::UploadReceipt>> FederationCore::Upload::OnMessage(
     const v1::UploadRequest& request) {
   std::optional<std::string> whole;
@@ -277,6 +325,8 @@ absl::StatusOr<std::optional<v1::UploadReceipt>> FederationCore::Upload::OnMessa
       return absl::InvalidArgumentError("upload: the first message has no id");
     }
     ASSIGN_OR_RETURN(key_, core_.ParseUploadId(request.id()));
+    RETURN_IF_ERROR(core_.TakeRequest(key_->node_id));
+    ASSIGN_OR_RETURN(stream_, OpenStream::Create(core_, key_->node_id));
     ASSIGN_OR_RETURN(std::optional<v1::UploadReceipt> receipt, core_.KnownReceipt(*key_));
     if (receipt) return receipt;
     if (request.has_metrics()) core_.NoteMetrics(key_->node_id, key_->round, request.metrics());
@@ -286,6 +336,7 @@ absl::StatusOr<std::optional<v1::UploadReceipt>> FederationCore::Upload::OnMessa
   }
   if (!whole && request.has_chunk()) {
     const v1::Chunk& chunk = request.chunk();
+    RETURN_IF_ERROR(core_.TakeBytes(key_->node_id, chunk.data().size()));
     ASSIGN_OR_RETURN(whole,
                      core_.uploads_->Append(*key_, chunk.offset(), chunk.data(), chunk.crc32c()));
   }

@@ -19,7 +19,7 @@ namespace fedge {
 
 // 0: no limit.
 struct NodeQuotaLimits {
-  int64_t requests_per_minute = 600;
+  int64_t requests_per_minute = 6000;
   uint64_t upload_bytes_per_day = 0;
   int64_t open_streams = 4;
   size_t max_nodes = 1'000'000;  // remembered at a time

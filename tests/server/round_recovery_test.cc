@@ -92,6 +92,55 @@ TEST(RoundRecoveryTest, ARestartAtAnyStepChangesNothing) {
   }
 }
 
+// Updates of which one is far larger than the others; after each upload the server is restarted.
+VersionRecord LastOfThreeRounds(RunPlan plan, bool restart) {
+  plan.rounds = 3;
+  FederationRig rig(plan);
+  for (uint64_t round = 1; round <= 3; ++round) {
+    rig.CheckInAll(4);
+    for (uint64_t node = 0; node < 4; ++node) {
+      if (restart) rig.Start();
+      UpdateSpec spec = SpecOf(round, node);
+      if (node == 2) {
+        spec.values.assign(static_cast<size_t>(plan.lora.num_parameters()), 0.5f);
+      }
+      EXPECT_EQ(rig.Upload(NodeName(node), round, MakeUpdate(rig.plan, spec))->verdict(),
+                v1::UploadReceipt::ACCEPTED);
+    }
+  }
+  FEDGE_CHECK(rig.events.versions.size() == 3);
+  return rig.events.versions.back();
+}
+
+TEST(RoundRecoveryTest, ARestartKeepsTheNormBoundAndWhatRobustRulesNeed) {
+  for (const RobustRule rule :
+       {RobustRule::kNone, RobustRule::kTrimmedMean, RobustRule::kGeometricMedian}) {
+    RunPlan plan = TinyPlan();
+    plan.robust.rule = rule;
+    const VersionRecord straight = LastOfThreeRounds(plan, false);
+    const VersionRecord restarted = LastOfThreeRounds(plan, true);
+    EXPECT_GT(straight.typical_norm[0], 0);
+    EXPECT_EQ(restarted.typical_norm, straight.typical_norm);
+    EXPECT_EQ(restarted.master, straight.master);
+  }
+}
+
+TEST(RoundRecoveryTest, ARestartKeepsTheQuarantine) {
+  RunPlan plan = TinyPlan();
+  plan.rounds = 9;
+  plan.min_nodes = 5;
+  plan.nodes_per_round = 5;
+  plan.admission.quarantine_after = 1;
+  FederationRig rig(plan);
+  rig.CheckInAll(5);
+  EXPECT_EQ(rig.Upload(NodeName(0), 1, "bad")->verdict(), v1::UploadReceipt::REJECTED);
+  for (uint64_t node = 1; node < 5; ++node) rig.UploadUpdate(NodeName(node), SpecOf(1, node));
+  rig.Start();
+  rig.CheckInAll(5);
+  EXPECT_EQ(rig.CheckIn(NodeName(0)).retry().reason(),
+            "quarantined until round 11: 1 updates in a row were rejected");
+}
+
 TEST(RoundRecoveryTest, SaysWhatItContinues) {
   FederationRig rig(SixNodes());
   rig.CheckInAll(6);

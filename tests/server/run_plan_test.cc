@@ -52,7 +52,7 @@ TEST(RunPlanTest, FillsInTheDocumentedDefaults) {
   EXPECT_EQ(plan->admission.norm_ratio, 3.0);
   EXPECT_EQ(plan->admission.quarantine_after, 3);
   EXPECT_EQ(plan->admission.quarantine_rounds, 10);
-  EXPECT_EQ(plan->admission.quota.requests_per_minute, 600);
+  EXPECT_EQ(plan->admission.quota.requests_per_minute, 6000);
   EXPECT_EQ(plan->admission.quota.upload_bytes_per_day, 0u);
   EXPECT_EQ(plan->admission.quota.open_streams, 4);
   EXPECT_EQ(plan->robust.rule, RobustRule::kNone);
