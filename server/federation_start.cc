@@ -217,6 +217,9 @@ absl::Status FederationCore::ContinueRound(const RoundRecord& round) {
 }
 
 absl::Status FederationCore::ResumeVerdict(const ParticipationRecord& record) {
+  if (!coordinator_->InOpenCohort(record.node_id, record.round)) {
+    return Withdraw(record, absl::DataLossError("its node is not in the cohort"));
+  }
   if (record.outcome == Outcome::kFailed) {
     coordinator_->ResumeFailure(record.node_id, record.reason);
     return absl::OkStatus();

@@ -14,7 +14,8 @@ namespace {
 constexpr int kCheckpointPages = 1000;
 
 absl::Status SqliteError(sqlite3* db, absl::string_view path, int code) {
-  const absl::string_view reason = db != nullptr ? sqlite3_errmsg(db) : sqlite3_errstr(code);
+  absl::string_view reason = db != nullptr ? sqlite3_errmsg(db) : sqlite3_errstr(code);
+  reason = reason.substr(0, reason.find('\n'));  // a damaged schema is quoted
   switch (code & 0xFF) {
     case SQLITE_CORRUPT:
     case SQLITE_NOTADB:
