@@ -64,7 +64,8 @@ HWY_EXPORT(Advance);
 constexpr int kPairs = kTrellisStates / 2;
 constexpr int kTableBits = 8;
 constexpr int kTableSize = 1 << kTableBits;
-constexpr uint64_t kWindow = 4096;  // steps between two decisions
+constexpr uint64_t kWindow = 4096;     // steps between two decisions
+constexpr uint64_t kRebaseSteps = 16;  // at least 8, after which every state is reachable
 constexpr size_t kDecisionBytes = kPairs / 8;
 constexpr float kUnreachable = -1e30f;
 
@@ -115,6 +116,7 @@ class PathSearch {
     scores_.fill(kUnreachable);
     scores_[state] = 0;
     for (uint64_t step = begin; step < end; ++step) {
+      if (step > begin && (step - begin) % kRebaseSteps == 0) Rebase();
       FillTables(step);
       HWY_DYNAMIC_DISPATCH(Advance)
       (tables_.data(), index_.data(), table_count_, scores_.data(), next_.data(),
@@ -131,6 +133,12 @@ class PathSearch {
       at = pair + (((byte >> (pair % 8)) & 1) != 0 ? kPairs : 0);
     }
     return last;
+  }
+
+  // Only differences matter: sums over large values must not swallow the small ones behind them.
+  void Rebase() {
+    const float base = scores_[0];
+    for (float& score : scores_) score -= base;
   }
 
   void FillTables(uint64_t step) {

@@ -1,5 +1,6 @@
 #include "common/codec/trellis_code.h"
 
+#include <hwy/targets.h>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -87,6 +88,21 @@ TEST(TrellisCodeTest, ABitForEachSignSendsEverySign) {
   const TrellisCode code(1, 1);
   const std::vector<int> signs = SignsAlong(code, FindTrellisPath(code, values), values.size());
   for (size_t i = 0; i < values.size(); ++i) ASSERT_EQ(signs[i] > 0, values[i] > 0) << i;
+}
+
+// All targets of the machine: bytes do not depend on who sends them.
+TEST(TrellisCodeTest, IsTheSameOnEveryTarget) {
+  for (const int period : {1, 5, 8, 16, 33, 64}) {
+    const TrellisCode code(4, period);
+    std::vector<float> values = Gaussian(5000 * static_cast<size_t>(period) - 1, 7);
+    for (size_t i = 0; i < values.size(); i += 3) values[i] = 0;  // equal paths
+    const std::vector<uint8_t> expected = FindTrellisPath(code, values);
+    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+      hwy::SetSupportedTargetsForTest(target);
+      EXPECT_EQ(FindTrellisPath(code, values), expected) << period << hwy::TargetName(target);
+    }
+    hwy::SetSupportedTargetsForTest(0);
+  }
 }
 
 TEST(TrellisCodeTest, PathsOfZerosAndNothingAreFine) {
