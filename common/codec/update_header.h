@@ -13,7 +13,7 @@
 namespace fedge {
 
 inline constexpr size_t kUpdateHeaderBytes = 132;
-inline constexpr uint8_t kUpdateFormatVersion = 3;
+inline constexpr uint8_t kUpdateFormatVersion = 4;
 
 // UpdateHeader plus what only the codec needs.
 struct WireHeader {

@@ -64,6 +64,14 @@ class ReferenceBitReader {
   bool failed_ = false;
 };
 
+// Number i of the stream that `seed` starts (SplitMix64).
+inline uint64_t ReferenceStream(uint64_t seed, uint64_t i) {
+  uint64_t z = seed + (i + 1) * 0x9E3779B97F4A7C15u;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return z ^ (z >> 31);
+}
+
 struct ReferenceProbability {
   int64_t p = 1 << 21, c = 0;
 };

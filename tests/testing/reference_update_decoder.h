@@ -42,7 +42,7 @@ class ReferenceUpdateDecoder {
   }
 
   bool Header(absl::string_view layout, absl::string_view slice) {
-    if (bytes_.size() < 132 || bytes_.substr(0, 4) != "FDGU" || bytes_[4] != 3) return false;
+    if (bytes_.size() < 132 || bytes_.substr(0, 4) != "FDGU" || bytes_[4] != 4) return false;
     support_ = raw_.Field(5, 1);
     width_ = raw_.Field(6, 1);
     parameters_ = raw_.Field(12, 4);
@@ -52,13 +52,15 @@ class ReferenceUpdateDecoder {
     if (raw_.Field(116, 4) != Crc32c(bytes_.substr(132))) return false;
     if (raw_.Field(120, 8) != bytes_.size() - 132) return false;
     if (bytes_.substr(7, 5) != slice || bytes_.substr(48, 32) != layout) return false;
-    if (parameters_ != expected_ || count_ > parameters_ || support_ > 2) return false;
-    if (support_ == 0 && count_ != parameters_) return false;
-    if (support_ != 2 && seed_ != 0) return false;
+    if (parameters_ != expected_ || count_ > parameters_ || support_ > 3) return false;
+    if (support_ % 3 == 0 && count_ != parameters_) return false;
+    if (support_ < 2 && seed_ != 0) return false;
+    if (support_ == 3) return width_ == 1;
     return (width_ >= 1 && width_ <= 4) || width_ == 8 || width_ == 16;
   }
 
   bool Payload() {
+    if (support_ == 3) return Trellis();
     const uint64_t modes = raw_.Field(132, 1);
     const uint64_t log2 = raw_.Bits(8);
     coder_ = ReferenceRangeDecoder(raw_.Bytes(raw_.Varint()));
@@ -97,13 +99,6 @@ class ReferenceUpdateDecoder {
     return gap;
   }
 
-  uint64_t Stream(uint64_t i) const {
-    uint64_t z = seed_ + (i + 1) * 0x9E3779B97F4A7C15u;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
-  }
-
   bool Positions(bool listed, uint64_t mode) {
     const uint64_t k = mode == 1 ? raw_.Bits(5) : 0;
     if (k > 30) return false;
@@ -119,7 +114,7 @@ class ReferenceUpdateDecoder {
       } else if (support_ == 2 && count_ < parameters_) {
         const uint64_t begin = i * parameters_ / count_;
         const uint64_t end = (i + 1) * parameters_ / count_;
-        position = begin + (((Stream(i) >> 32) * (end - begin)) >> 32);
+        position = begin + (((ReferenceStream(seed_, i) >> 32) * (end - begin)) >> 32);
       }
       if (position >= parameters_) return false;
       update_.positions.push_back(position);
@@ -128,8 +123,24 @@ class ReferenceUpdateDecoder {
     return !raw_.failed();
   }
 
-  bool Values(uint64_t log2, bool cells_coded) {
-    std::vector<uint64_t> ends;  // of the scale groups
+  bool Trellis() {
+    const uint64_t period = raw_.Field(132, 1);
+    const uint64_t log2 = raw_.Bits(8);
+    if (period < 1 || period > 64 || log2 > 31 || !Positions(false, 0)) return false;
+    for (const uint64_t end : GroupEnds(log2)) update_.values.resize(end, raw_.Half());
+    uint64_t state = 0;
+    for (uint64_t i = 0; i < count_ && !raw_.failed(); ++i) {
+      float& value = update_.values[i];
+      if (std::signbit(value) || !std::isfinite(value)) return false;
+      if (i % period == 0) state = (2 * state + raw_.Bits(1)) % 256;
+      const uint64_t even = ReferenceStream(seed_, state / 2) >> (i % period);
+      if (even % 2 == state % 2) value = -value;
+    }
+    return raw_.Padding() && raw_.AtEnd();
+  }
+
+  std::vector<uint64_t> GroupEnds(uint64_t log2) const {
+    std::vector<uint64_t> ends;
     uint64_t run_end = 0;
     uint64_t sent = 0;
     for (const uint64_t run : runs_) {
@@ -139,6 +150,11 @@ class ReferenceUpdateDecoder {
       if (sent - begin >= uint64_t{1} << log2) ends.push_back(sent);
     }
     if (sent > (ends.empty() ? 0 : ends.back())) ends.push_back(sent);
+    return ends;
+  }
+
+  bool Values(uint64_t log2, bool cells_coded) {
+    const std::vector<uint64_t> ends = GroupEnds(log2);
     std::vector<float> scales;
     const uint64_t halves = width_ == 16 ? 0 : width_ == 1 ? 1 : 2;
     for (uint64_t i = 0; i < ends.size() * halves && !raw_.failed(); ++i)

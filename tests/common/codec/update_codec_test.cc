@@ -31,6 +31,10 @@ EncodeOptions TopK(double density, int bits) {
   return {.support = UpdateSupport::kTopK, .density = density, .value_bits = bits};
 }
 
+EncodeOptions Trellis(double bits) {
+  return {.support = UpdateSupport::kTrellis, .density = bits, .seed = 3};
+}
+
 std::string Encode(const std::vector<float>& delta, const SliceLayout& layout,
                    const EncodeOptions& options, absl::Span<float> residual = {}) {
   auto bytes = EncodeUpdate(delta, layout, SampleHeader(), options, residual);
@@ -74,9 +78,8 @@ std::vector<EncodeOptions> AllOptions() {
                    .stochastic = true,
                    .rounding_seed = 8});
   }
-  for (const double bits : {1.0, 0.25, 0.07}) {
-    all.push_back({.support = UpdateSupport::kTrellis, .density = bits, .seed = 3});
-  }
+  for (const double bits : {1.0, 0.25, 0.07}) all.push_back(Trellis(bits));
+  all.push_back({.support = UpdateSupport::kTrellis, .density = 0.2, .relaxation = 1.4});
   return all;
 }
 
@@ -196,7 +199,7 @@ TEST(UpdateCodecTest, AddsAnUpdateTimesAFactor) {
   const LoraSpec spec = SampleSpec();
   const SliceLayout layout = SliceLayout::Create(spec, {SliceFactors::kBoth, 0, 3}).value();
   const std::vector<float> delta = RandomDelta(static_cast<size_t>(spec.num_parameters()), 6);
-  for (const EncodeOptions& options : {kDense, TopK(0.1, 2)}) {
+  for (const EncodeOptions& options : {kDense, TopK(0.1, 2), Trellis(0.5)}) {
     const DecodedUpdate decoded = Decode(Encode(delta, layout, options), layout);
     const std::vector<float> received = Flat(decoded, layout);
     std::vector<float> sum(delta.size(), 2.0f);
@@ -242,7 +245,7 @@ TEST(UpdateCodecTest, RefusesValuesItCannotHold) {
   const float infinity = std::numeric_limits<float>::infinity();
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(), infinity, -infinity,
                           std::nextafter(65504.0f, infinity), -65505.0f}) {
-    for (const EncodeOptions& options : {kDense, TopK(0.5, 4)}) {
+    for (const EncodeOptions& options : {kDense, TopK(0.5, 4), Trellis(0.5)}) {
       std::vector<float> delta = RandomDelta(50, 9);
       delta[17] = bad;
       std::vector<float> residual(50, 3.0f);
@@ -255,12 +258,19 @@ TEST(UpdateCodecTest, RefusesValuesItCannotHold) {
   }
 }
 
+EncodeOptions Relaxed(double relaxation) {
+  EncodeOptions options = Trellis(0.5);
+  options.relaxation = relaxation;
+  return options;
+}
+
 TEST(UpdateCodecTest, RefusesBadOptionsAndSizes) {
   const std::vector<float> delta(10, 1.0f);
   const double nan = std::numeric_limits<double>::quiet_NaN();
   for (const EncodeOptions& options :
        {TopK(0, 4), TopK(-0.1, 4), TopK(1.01, 4), TopK(nan, 4), TopK(0.5, 5), TopK(0.5, 0),
-        EncodeOptions{.support = static_cast<UpdateSupport>(9)}}) {
+        EncodeOptions{.support = static_cast<UpdateSupport>(9)}, Trellis(0), Trellis(1.01),
+        Trellis(nan), Relaxed(0), Relaxed(-0.5), Relaxed(2), Relaxed(nan)}) {
     EXPECT_EQ(CheckEncodeOptions(options).code(), absl::StatusCode::kInvalidArgument);
     EXPECT_EQ(EncodeUpdate(delta, FlatLayout(10), SampleHeader(), options, {}).status().code(),
               absl::StatusCode::kInvalidArgument);
@@ -354,6 +364,37 @@ TEST(UpdateCodecTest, FillsItsBudget) {
   const EncodeOptions none = {.value_bits = 2, .budget_bytes = 133};
   EXPECT_EQ(EncodeUpdate(delta, layout, SampleHeader(), none, {}).status().code(),
             absl::StatusCode::kResourceExhausted);
+}
+
+TEST(UpdateCodecTest, SendsTheFinestTrellisThatFitsItsBudget) {
+  const std::vector<float> delta = RandomDelta(100000, 3);
+  const SliceLayout layout = FlatLayout(delta.size());
+  for (const uint64_t budget : {340u, 400u, 2000u, 10000u, 50000u}) {
+    EncodeOptions options = Trellis(1);
+    options.budget_bytes = budget;
+    EXPECT_EQ(EncodedSizeBound(delta.size(), options), budget);
+    std::vector<float> residual(delta.size());
+    const std::string bytes = Encode(delta, layout, options, absl::MakeSpan(residual));
+    EXPECT_LE(bytes.size(), budget);
+    const int period = static_cast<uint8_t>(bytes[kUpdateHeaderBytes]);
+    if (period > 1) {
+      EXPECT_GT(EncodedSizeBound(delta.size(), Trellis(1.0 / (period - 1))), budget);
+    }
+    EXPECT_EQ(bytes, Encode(delta, layout, Trellis(1.0 / period)));
+    const std::vector<float> received = Received(bytes, delta.size());
+    for (size_t i = 0; i < delta.size(); ++i) ASSERT_EQ(residual[i], delta[i] - received[i]);
+  }
+  EncodeOptions none = Trellis(1);
+  none.budget_bytes = 300;
+  std::vector<float> residual(delta.size(), 3.0f);
+  const auto refused = EncodeUpdate(delta, layout, SampleHeader(), none, absl::MakeSpan(residual));
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  const uint64_t least = EncodedSizeBound(delta.size(), Trellis(1.0 / 64));
+  EXPECT_THAT(std::string(refused.status().message()),
+              HasSubstr(absl::StrCat("raise it to ", least)));
+  EXPECT_THAT(residual, Each(3.0f));
+  none.budget_bytes = least;
+  EXPECT_LE(Encode(delta, layout, none).size(), least);
 }
 
 // One threshold for all tensors is the water level: it keeps more energy than the same share of

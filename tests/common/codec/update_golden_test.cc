@@ -62,17 +62,26 @@ SliceLayout ExampleLayout() {
   return SliceLayout::Whole(LoraSpec::Create("llama", 1, {module}).value());
 }
 
-std::string Example() {
+std::vector<float> ExampleDelta() {
   std::vector<float> delta(16, 0.0625f);
   delta[2] = 0.5f;
   delta[3] = -0.25f;
   delta[9] = 1.0f;
   delta[15] = -0.375f;
-  return Encode(delta, ExampleLayout(), Options(UpdateSupport::kTopK, 0.25, 2));
+  return delta;
+}
+
+std::string Example() {
+  return Encode(ExampleDelta(), ExampleLayout(), Options(UpdateSupport::kTopK, 0.25, 2));
+}
+
+std::string TrellisExample() {
+  return Encode(ExampleDelta(), ExampleLayout(), Options(UpdateSupport::kTrellis, 0.25, 1));
 }
 
 std::map<std::string, std::string> AcceptedUpdates() {
-  std::map<std::string, std::string> updates = {{"accept/example.fdgu", Example()}};
+  std::map<std::string, std::string> updates = {{"accept/example.fdgu", Example()},
+                                                {"accept/trellis_example.fdgu", TrellisExample()}};
   uint64_t seed = 0;
   for (const auto support : {UpdateSupport::kDense, UpdateSupport::kTopK, UpdateSupport::kSeeded}) {
     for (const int bits : {1, 2, 3, 4, 8, 16}) {
@@ -80,6 +89,11 @@ std::map<std::string, std::string> AcceptedUpdates() {
       updates[absl::StrCat("accept/", UpdateSupportName(support), "_", bits, ".fdgu")] =
           Encode(RandomDelta(size, ++seed), FlatLayout(size), Options(support, 0.05, bits));
     }
+  }
+  for (const int period : {1, 3, 8, 64}) {
+    updates[absl::StrCat("accept/trellis_", period, ".fdgu")] =
+        Encode(RandomDelta(3000, ++seed), FlatLayout(3000),
+               Options(UpdateSupport::kTrellis, 1.0 / period, 1));
   }
   updates["accept/all_sent.fdgu"] =
       Encode(RandomDelta(70, 5), FlatLayout(70), Options(UpdateSupport::kTopK, 1, 4));
@@ -124,8 +138,8 @@ std::string With(std::string bytes, size_t offset, absl::string_view replacement
   return bytes;
 }
 
-std::string WithPayload(absl::string_view payload) {
-  std::string bytes = Example().substr(0, kUpdateHeaderBytes);
+std::string WithPayload(absl::string_view payload, const std::string& example = Example()) {
+  std::string bytes = example.substr(0, kUpdateHeaderBytes);
   bytes.append(payload.data(), payload.size());
   Reseal(&bytes);
   return bytes;
@@ -147,8 +161,8 @@ std::map<std::string, Rejected> RejectedUpdates() {
   return {
       {"reject/short_header.fdgu", {good.substr(0, 131), kInvalid}},
       {"reject/magic.fdgu", {With(good, 0, "GGUF"), kInvalid}},
-      {"reject/version.fdgu", {With(good, 4, "\x02"), absl::StatusCode::kUnimplemented}},
-      {"reject/support.fdgu", {With(good, 5, "\x03"), absl::StatusCode::kUnimplemented}},
+      {"reject/version.fdgu", {With(good, 4, "\x03"), absl::StatusCode::kUnimplemented}},
+      {"reject/support.fdgu", {With(good, 5, "\x04"), absl::StatusCode::kUnimplemented}},
       {"reject/value_bits.fdgu", {With(good, 6, "\x05"), kInvalid}},
       {"reject/factors.fdgu", {With(good, 7, "\x03"), kInvalid}},
       {"reject/no_components.fdgu", {With(good, 10, string(2, '\0')), kInvalid}},
@@ -190,13 +204,45 @@ std::map<std::string, Rejected> RejectedUpdates() {
   };
 }
 
+// All in the trellis example's header: 16 values.
+std::map<std::string, Rejected> RejectedTrellises() {
+  constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
+  using std::string;
+  const string good = TrellisExample();
+  std::map<std::string, Rejected> rejected = {
+      {"reject/trellis_value_bits.fdgu", {With(good, 6, "\x02"), kInvalid}},
+      {"reject/trellis_count.fdgu", {With(good, 112, "\x0F"), kInvalid}}};
+  const std::pair<absl::string_view, string> kPayloads[] = {
+      {"no_head", "\x04"},
+      {"no_period", string("\0\x0b\0\x3c\x0f", 5)},
+      {"period", string("\x41\x0b\0\x3c\x0f", 5)},
+      {"scale_groups", string("\x04\x20\0\x3c\x0f", 5)},
+      {"cut", string("\x04\x0b\0\x3c", 4)},
+      {"too_long", string("\x04\x0b\0\x3c\x0f\0", 6)},
+      {"padding", string("\x04\x0b\0\x3c\x1f", 5)},
+      {"scale_negative", string("\x04\x0b\0\xbc\x0f", 5)},
+      {"scale_infinite", string("\x04\x0b\0\x7c\x0f", 5)},
+      {"scale_nan", string("\x04\x0b\0\x7e\x0f", 5)},
+  };
+  for (const auto& [name, payload] : kPayloads) {
+    rejected[absl::StrCat("reject/trellis_", name, ".fdgu")] = {WithPayload(payload, good),
+                                                                kInvalid};
+  }
+  return rejected;
+}
+
 TEST(UpdateGoldenTest, RejectsTheCommittedBrokenUpdates) {
   const Digest hash = Sha256Of("layout");
   // The pattern of the hand-made payloads is right as such.
   EXPECT_TRUE(DecodeUpdate(WithPayload(std::string("\x01\x1f\0\0\0\0\x3c\0\x40\0", 10)), hash,
                            ExampleLayout())
                   .ok());
-  for (const auto& [name, rejected] : RejectedUpdates()) {
+  EXPECT_TRUE(DecodeUpdate(WithPayload(std::string("\x04\x0b\0\x3c\x0f", 5), TrellisExample()),
+                           hash, ExampleLayout())
+                  .ok());
+  std::map<std::string, Rejected> all = RejectedUpdates();
+  all.merge(RejectedTrellises());
+  for (const auto& [name, rejected] : all) {
     if (Rewriting()) WriteGolden(name, rejected.bytes);
     const std::string committed = ReadGolden(name);
     EXPECT_EQ(absl::BytesToHexString(committed), absl::BytesToHexString(rejected.bytes)) << name;
@@ -206,11 +252,11 @@ TEST(UpdateGoldenTest, RejectsTheCommittedBrokenUpdates) {
   }
 }
 
-// Bytes of the fenced block "hex" in `page`; what follows a # in a line is comment.
-std::string HexBlock(absl::string_view page) {
-  const size_t begin = page.find("```hex\n");
-  EXPECT_NE(begin, absl::string_view::npos);
-  const absl::string_view rest = page.substr(begin + 7);
+// Bytes of a fenced block "hex" in `page`; what follows a # in a line is comment.
+std::string HexBlock(absl::string_view page, int number) {
+  const std::vector<absl::string_view> blocks = absl::StrSplit(page, "```hex\n");
+  EXPECT_GT(static_cast<int>(blocks.size()), number);
+  const absl::string_view rest = blocks[static_cast<size_t>(number)];
   std::string digits;
   for (const absl::string_view line : absl::StrSplit(rest.substr(0, rest.find("```")), '\n')) {
     for (const char c : line.substr(0, line.find('#'))) {
@@ -223,7 +269,7 @@ std::string HexBlock(absl::string_view page) {
 TEST(UpdateGoldenTest, PrintsTheExampleOfTheFormatPage) {
   const auto page = Env::Posix()->ReadFile(FEDGE_SOURCE_DIR "/proto/UPDATE_FORMAT.md");
   ASSERT_TRUE(page.ok()) << page.status();
-  EXPECT_EQ(absl::BytesToHexString(HexBlock(*page)), absl::BytesToHexString(Example()));
+  EXPECT_EQ(absl::BytesToHexString(HexBlock(*page, 1)), absl::BytesToHexString(Example()));
   const auto decoded = DecodeUpdate(Example(), Sha256Of("layout"), ExampleLayout());
   ASSERT_TRUE(decoded.ok()) << decoded.status();
   std::vector<std::string> values;
@@ -231,6 +277,14 @@ TEST(UpdateGoldenTest, PrintsTheExampleOfTheFormatPage) {
     values.push_back(absl::StrCat(decoded->coordinates[i], ": ", decoded->values[i]));
   }
   EXPECT_THAT(*page, ::testing::HasSubstr(absl::StrJoin(values, ", ")));
+
+  // The trellis' block shows what differs in the header only, and the payload.
+  const std::string trellis = TrellisExample();
+  EXPECT_EQ(absl::BytesToHexString(HexBlock(*page, 2)),
+            absl::BytesToHexString(trellis.substr(kUpdateHeaderBytes)));
+  const auto signs = DecodeUpdate(trellis, Sha256Of("layout"), ExampleLayout());
+  ASSERT_TRUE(signs.ok()) << signs.status();
+  EXPECT_THAT(*page, ::testing::HasSubstr(absl::StrJoin(signs->values, ", ")));
 }
 
 // H(d) + d b: independent positions and values of b bits.
@@ -239,6 +293,8 @@ double Floor(double d, int bits) {
   return positions + d * bits;
 }
 
+constexpr double kTrellisBits[] = {1, 0.5, 0.25, 0.125, 0.0625};
+
 class SizesTable {
  public:
   // Returns bytes / floor.
@@ -246,8 +302,9 @@ class SizesTable {
              const EncodeOptions& options) {
     const size_t bytes = Encode(delta, layout, options).size();
     const double d = options.support == UpdateSupport::kDense ? 1 : options.density;
-    const double floor = options.support == UpdateSupport::kSeeded ? d * options.value_bits
-                                                                   : Floor(d, options.value_bits);
+    const bool free = options.support == UpdateSupport::kSeeded ||  // positions
+                      options.support == UpdateSupport::kTrellis;
+    const double floor = free ? d * options.value_bits : Floor(d, options.value_bits);
     const auto size = static_cast<double>(layout.size());
     const double ratio = 8.0 * static_cast<double>(bytes) / size / floor;
     absl::StrAppendFormat(&rows_, "%s,%s,%d,%g,%d,%d,%.5f,%.4f,%.0f\n", source,
@@ -298,8 +355,58 @@ TEST(UpdateGoldenTest, EncodesToTheCommittedSizes) {
       }
     }
   }
+  const SliceLayout qwen = SliceLayout::Whole(testing::QwenHalfBillionSpec(4));
+  const std::vector<float> structured = testing::StructuredDelta(qwen, 3);
+  for (const double bits : kTrellisBits) {
+    const EncodeOptions options = Options(UpdateSupport::kTrellis, bits, 1);
+    EXPECT_LT(table.Add("iid", iid, flat, options), 1.01) << bits;
+    EXPECT_LT(table.Add("0.5b-structured", structured, qwen, options), 1.04) << bits;
+  }
   if (Rewriting()) WriteGolden("sizes.csv", table.rows());
   EXPECT_EQ(ReadGolden("sizes.csv"), table.rows());
+}
+
+// The share of the values' energy that an update takes away, and its size.
+std::pair<double, size_t> Captured(const std::vector<float>& delta, const SliceLayout& layout,
+                                   const EncodeOptions& options) {
+  std::vector<float> residual(delta.size());
+  const auto bytes = EncodeUpdate(delta, layout, SampleHeader(), options, absl::MakeSpan(residual));
+  EXPECT_TRUE(bytes.ok()) << bytes.status();
+  double energy = 0;
+  double left = 0;
+  for (size_t i = 0; i < delta.size(); ++i) {
+    energy += static_cast<double>(delta[i]) * delta[i];
+    left += static_cast<double>(residual[i]) * residual[i];
+  }
+  return {1 - left / energy, bytes.ok() ? bytes->size() : 0};
+}
+
+// What a trellis carries beside the best width of top-k in the same bytes.
+TEST(UpdateGoldenTest, CarriesTheCommittedShareOfTheEnergy) {
+  std::string rows = "source,parameters,trellis_bits,bytes,trellis,top_k,top_k_bits\n";
+  const auto add = [&](absl::string_view source, const std::vector<float>& delta,
+                       const SliceLayout& layout, double bits) {
+    const auto [trellis, bytes] =
+        Captured(delta, layout, Options(UpdateSupport::kTrellis, bits, 1));
+    std::pair<double, int> best = {0, 0};
+    for (const int width : {1, 2}) {
+      EncodeOptions options = Options(UpdateSupport::kTopK, 1, width);
+      options.budget_bytes = bytes;
+      best = std::max(best, {Captured(delta, layout, options).first, width});
+    }
+    absl::StrAppendFormat(&rows, "%s,%d,%g,%d,%.3f,%.3f,%d\n", source, layout.size(), bits, bytes,
+                          trellis, best.first, best.second);
+  };
+  const size_t size = 550'000;
+  const std::vector<float> iid = testing::IidDelta(size, 1);
+  const SliceLayout qwen = SliceLayout::Whole(testing::QwenHalfBillionSpec(1));
+  const std::vector<float> structured = testing::StructuredDelta(qwen, 3);
+  for (const double bits : kTrellisBits) {
+    add("iid", iid, FlatLayout(size), bits);
+    add("0.5b-structured", structured, qwen, bits);
+  }
+  if (Rewriting()) WriteGolden("energy.csv", rows);
+  EXPECT_EQ(ReadGolden("energy.csv"), rows);
 }
 
 }  // namespace

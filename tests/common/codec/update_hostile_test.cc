@@ -23,6 +23,7 @@ using testing::SampleHeader;
 constexpr UpdateSupport kDense = UpdateSupport::kDense;
 constexpr UpdateSupport kTopK = UpdateSupport::kTopK;
 constexpr UpdateSupport kSeeded = UpdateSupport::kSeeded;
+constexpr UpdateSupport kTrellis = UpdateSupport::kTrellis;
 
 std::string Encode(const std::vector<float>& delta, UpdateSupport support, double density,
                    int bits) {
@@ -41,6 +42,9 @@ std::vector<std::string> Samples(size_t size) {
     samples.push_back(Encode(delta, kDense, 1, bits));
     samples.push_back(Encode(delta, kTopK, 0.1, bits));
     samples.push_back(Encode(delta, kSeeded, 0.1, bits));
+  }
+  for (const double bits : {1.0, 0.3, 0.125, 0.01}) {
+    samples.push_back(Encode(delta, kTrellis, bits, 1));
   }
   samples.push_back(Encode(delta, kTopK, 0.6, 4));
   samples.push_back(Encode(delta, kTopK, 1, 2));
@@ -194,6 +198,29 @@ TEST(UpdateHostileTest, AgreesWithTheReferenceOnNoise) {
   EXPECT_LT(accepted, 2000);
 }
 
+TEST(UpdateHostileTest, AgreesWithTheReferenceOnTrellisNoise) {
+  Rng rng(8);
+  int accepted = 0;
+  const std::string good = Encode(RandomDelta(40, 7), kTrellis, 0.2, 1);
+  for (int round = 0; round < 4000; ++round) {
+    std::string bytes = good.substr(0, kUpdateHeaderBytes);
+    const uint64_t period = rng.Below(8) == 0 ? rng.Below(256) : 1 + rng.Below(64);
+    bytes.push_back(static_cast<char>(period));
+    bytes.push_back(static_cast<char>(rng.Below(8) == 0 ? rng.Below(64) : 31));
+    // The right length half of the time; scales below 2 in most.
+    bytes.push_back(static_cast<char>(rng.Next()));
+    bytes.push_back(static_cast<char>(rng.Below(4) == 0 ? rng.Next() : rng.Below(0x40)));
+    const uint64_t path = (40 / std::max<uint64_t>(period, 1) + 7) / 8;
+    const uint64_t length = rng.Below(2) == 0 ? path : rng.Below(9);
+    for (uint64_t i = 0; i < length; ++i) bytes.push_back(static_cast<char>(rng.Next() & 1));
+    Reseal(&bytes);
+    ExpectAgreement(bytes, 40);
+    accepted += Decode(bytes, 40).ok() ? 1 : 0;
+  }
+  EXPECT_GT(accepted, 400);
+  EXPECT_LT(accepted, 3000);
+}
+
 // A header that claims 2^31 parameters costs nothing: the receiver knows its own number.
 TEST(UpdateHostileTest, AllocatesNothingForClaimedParameters) {
   std::string bytes = Encode(RandomDelta(64, 8), kTopK, 0.5, 4);
@@ -286,7 +313,8 @@ TEST(UpdateHostileTest, NamesWhatIsWrongWithAHeader) {
   };
   ExpectInvalid(with(0, "GGUF"), 64, "the first four bytes are not \"FDGU\"");
   EXPECT_EQ(Decode(with(4, "\x01"), 64).status().code(), absl::StatusCode::kUnimplemented);
-  EXPECT_EQ(Decode(with(5, "\x03"), 64).status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(Decode(with(5, "\x04"), 64).status().code(), absl::StatusCode::kUnimplemented);
+  ExpectInvalid(with(5, "\x03"), 64, "num_nonzero 32 of 64 in a trellis update");
   ExpectInvalid(with(6, "\x05"), 64, "value_bits 5 is none of");
   ExpectInvalid(with(7, "\x03"), 64, "factors 3 is not 0, 1 or 2");
   ExpectInvalid(with(8, std::string("\x00\x04", 2)), 64, "components [1024, 1024) are not within");
