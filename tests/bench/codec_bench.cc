@@ -80,7 +80,14 @@ std::string MustEncode(const std::vector<float>& delta, const SliceLayout& layou
   return *std::move(bytes);
 }
 
-// {"bits_per_param_1pct_2bit": ..., ...}: 2.2 million values at 1 % and 2 bits, one thread.
+void DecodeAndAdd(absl::string_view bytes, const SliceLayout& layout, std::vector<float>* sum) {
+  const auto decoded = DecodeUpdate(bytes, Sha256Of("layout"), layout);
+  FEDGE_CHECK(decoded.ok());
+  AddUpdate(*decoded, layout, 0.5f, absl::MakeSpan(*sum));
+}
+
+// {"bits_per_param_1pct_2bit": ..., ...}: 2.2 million values at 1 % and 2 bits, or as a trellis of
+// 1/8 bit a value; one thread.
 int PrintSummary() {
   const int64_t size = 2'200'000;
   const std::vector<float>& delta = Delta(size);
@@ -101,11 +108,11 @@ int PrintSummary() {
   });
   const double encode = BestSeconds(9, [&] { MustEncode(delta, layout, options); });
   std::vector<float> sum(delta.size());
-  const double decode = BestSeconds(9, [&] {
-    const auto decoded = DecodeUpdate(bytes, Sha256Of("layout"), layout);
-    FEDGE_CHECK(decoded.ok());
-    AddUpdate(*decoded, layout, 0.5f, absl::MakeSpan(sum));
-  });
+  const double decode = BestSeconds(9, [&] { DecodeAndAdd(bytes, layout, &sum); });
+  const EncodeOptions eighth = {.support = UpdateSupport::kTrellis, .density = 0.125};
+  const std::string trellis = MustEncode(delta, layout, eighth);
+  const double trellis_encode = BestSeconds(5, [&] { MustEncode(delta, layout, eighth); });
+  const double trellis_decode = BestSeconds(9, [&] { DecodeAndAdd(trellis, layout, &sum); });
   const double dense_bytes = 4.0 * static_cast<double>(size);
   const SliceLayout qwen = SliceLayout::Whole(testing::QwenHalfBillionSpec(16));
   const size_t qwen_bytes = MustEncode(testing::StructuredDelta(qwen, 3), qwen, options).size();
@@ -114,10 +121,13 @@ int PrintSummary() {
                               "\"index_overhead\": %.4f, \"encode_mb_per_s\": %.0f, "
                               "\"decode_dense_gb_per_s\": %.2f, "
                               "\"topk_vs_memory_read\": %.3f, "
+                              "\"trellis_encode_mb_per_s\": %.1f, "
+                              "\"trellis_decode_gb_per_s\": %.3f, "
                               "\"update_bytes_05b_r16_1pct\": %d}",
                               bits, bits / Floor(0.01, 2), index_bits / (Floor(0.01, 0) / 0.01) - 1,
                               dense_bytes / encode / 1e6, dense_bytes / decode / 1e9, read / select,
-                              qwen_bytes)
+                              dense_bytes / trellis_encode / 1e6,
+                              dense_bytes / trellis_decode / 1e9, qwen_bytes)
                   .c_str());
   return 0;
 }
@@ -167,11 +177,7 @@ void BM_DecodeAndAdd(benchmark::State& state) {
   const SliceLayout layout = FlatLayout(delta.size());
   const std::string encoded = MustEncode(delta, layout, OptionsOf(state));
   std::vector<float> sum(delta.size());
-  for (auto _ : state) {
-    const auto decoded = DecodeUpdate(encoded, Sha256Of("layout"), layout);
-    FEDGE_CHECK(decoded.ok());
-    AddUpdate(*decoded, layout, 0.5f, absl::MakeSpan(sum));
-  }
+  for (auto _ : state) DecodeAndAdd(encoded, layout, &sum);
   Report(state, encoded.size());
 }
 
@@ -183,6 +189,8 @@ void Shapes(benchmark::internal::Benchmark* bench) {
     bench->Args({size, 1, 10, 2});
     bench->Args({size, 1, 50, 4});
     bench->Args({size, 2, 50, 1});
+    bench->Args({size, 3, 1000, 1});
+    bench->Args({size, 3, 125, 1});
   }
 }
 

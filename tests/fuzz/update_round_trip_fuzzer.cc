@@ -19,9 +19,10 @@ constexpr size_t kChoices = 6;  // bytes that choose options
 EncodeOptions OptionsOf(const uint8_t* choice) {
   const int widths[] = {1, 2, 3, 4, 8, 16};
   EncodeOptions options;
-  options.support = static_cast<UpdateSupport>(choice[0] % 3);
+  options.support = static_cast<UpdateSupport>(choice[0] % 4);
   options.value_bits = widths[choice[1] % 6];
   options.density = static_cast<double>(choice[2]) / 250;
+  options.relaxation = static_cast<double>(choice[1]) / 128;
   options.per_run = (choice[3] & 1) != 0;
   options.stochastic = (choice[3] & 2) != 0;
   options.seed = choice[4];
