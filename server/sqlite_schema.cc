@@ -1,5 +1,7 @@
 #include "server/sqlite_schema.h"
 
+#include <iterator>
+
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 
@@ -7,7 +9,7 @@ namespace fedge {
 namespace {
 
 constexpr int64_t kApplicationId = 0x46454447;  // "FEDG"
-constexpr int64_t kSchemaVersion = 4;
+constexpr int64_t kSchemaVersion = 5;
 constexpr int64_t kTablesVersion = 2;
 
 // Schema 2: what a new database starts with.
@@ -71,7 +73,11 @@ CREATE TABLE contributions(  -- what a version was made of
                                            R"sql(
 ALTER TABLE versions ADD COLUMN typical_norm REAL NOT NULL DEFAULT 0;
 ALTER TABLE versions ADD COLUMN typical_norm_of_a REAL NOT NULL DEFAULT 0;
+)sql",
+                                           R"sql(
+ALTER TABLE versions ADD COLUMN aggregation_error REAL NOT NULL DEFAULT 0;
 )sql"};
+static_assert(std::size(kUpgrades) == kSchemaVersion - 1);
 
 absl::Status SetVersion(SqliteDb& db, int64_t version) {
   return db.Execute(absl::StrCat("PRAGMA user_version=", version));

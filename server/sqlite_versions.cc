@@ -14,7 +14,7 @@ constexpr absl::string_view kVersionColumns =
     "version, round, encoded, encoded_bytes, master, momentum, assigned, accepted, rejected, "
     "dropped, late, update_bytes, devices, train_loss_first, train_loss_last, validation_loss, "
     "validation_tokens, train_tokens, upload_bytes, download_bytes, holdout_loss, created_us, "
-    "snapshot, typical_norm, typical_norm_of_a";
+    "snapshot, typical_norm, typical_norm_of_a, aggregation_error";
 
 absl::StatusOr<VersionRecord> ReadVersion(const SqliteStatement& row) {
   VersionRecord record;
@@ -50,6 +50,7 @@ absl::StatusOr<VersionRecord> ReadVersion(const SqliteStatement& row) {
   }
   ++column;
   for (double& norm : record.typical_norm) norm = row.Double(column++);
+  record.aggregation_error = row.Double(column);
   return record;
 }
 
@@ -92,7 +93,7 @@ absl::Status SqliteStore::InsertVersion(absl::string_view run, const VersionReco
   ASSIGN_OR_RETURN(SqliteStatement insert,
                    db_->Prepare(absl::StrCat(
                        "INSERT INTO versions(run_id, parent, ", kVersionColumns,
-                       ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)")));
+                       ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)")));
   insert.Bind(run);
   record.version == 0 ? insert.BindNull() : insert.Bind(record.version - 1);
   insert.Bind(record.version).Bind(record.round).Bind(record.encoded).Bind(record.encoded_bytes);
@@ -109,6 +110,7 @@ absl::Status SqliteStore::InsertVersion(absl::string_view run, const VersionReco
   insert.Bind(absl::ToUnixMicros(record.created));
   record.snapshot ? insert.Bind(*record.snapshot) : insert.BindNull();
   for (const double norm : record.typical_norm) insert.Bind(norm);
+  insert.Bind(record.aggregation_error);
   return insert.Run();
 }
 

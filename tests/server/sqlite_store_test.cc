@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <iterator>
+
+#include "absl/strings/str_cat.h"
 #include "tests/server/temporary_dir.h"
 #include "tests/server/tiny_run.h"
 #include "tests/testing/fault_env.h"
@@ -46,6 +49,8 @@ VersionRecord Version(uint64_t version) {
   record.round = version;
   record.counts = {.assigned = 4, .accepted = 2, .rejected = 1, .dropped = 1, .late = 3};
   record.update_bytes = 1000 + version;
+  record.typical_norm = {0.5, 0.125};
+  record.aggregation_error = 0.025;
   record.metrics = {.devices = 2,
                     .train_loss_first = 3.5,
                     .train_loss_last = 3.25,
@@ -105,6 +110,9 @@ TEST(SqliteStoreTest, KeepsVersionsOverReopening) {
   EXPECT_EQ(latest->counts.dropped, 1);
   EXPECT_EQ(latest->counts.late, 3);
   EXPECT_EQ(latest->update_bytes, 1001u);
+  EXPECT_EQ(latest->typical_norm[0], 0.5);
+  EXPECT_EQ(latest->typical_norm[1], 0.125);
+  EXPECT_EQ(latest->aggregation_error, 0.025);
   EXPECT_EQ(latest->metrics.devices, 2u);
   EXPECT_EQ(latest->metrics.train_loss_first, 3.5);
   EXPECT_EQ(latest->metrics.train_loss_last, 3.25);
@@ -253,29 +261,39 @@ TEST(SqliteStoreTest, NamesDamagedAndForeignDatabases) {
   EXPECT_THAT(std::string(Open(newer).status().message()), HasSubstr("schema version 99"));
 }
 
-TEST(SqliteStoreTest, TakesOverADatabaseOfSchemaOne) {
-  const TemporaryDir dir;
-  {
+TEST(SqliteStoreTest, TakesOverADatabaseOfAnyOlderSchema) {
+  // What takes a database from each schema to the one before it; first from 2 to 1.
+  const absl::string_view kBack[] = {
+      "ALTER TABLE versions DROP COLUMN snapshot",
+      "DROP TABLE members; DROP TABLE contributions; DROP INDEX updates_by_blob;"
+      "ALTER TABLE rounds DROP COLUMN attempt; ALTER TABLE updates DROP COLUMN stored",
+      "ALTER TABLE versions DROP COLUMN typical_norm;"
+      "ALTER TABLE versions DROP COLUMN typical_norm_of_a",
+      "ALTER TABLE versions DROP COLUMN aggregation_error"};
+  for (size_t schema = std::size(kBack); schema >= 1; --schema) {
+    const TemporaryDir dir;
+    {
+      auto store = OpenOrDie(dir);
+      ASSERT_TRUE(Publish(*store, 0).ok());
+      ASSERT_TRUE(Publish(*store, 1).ok());
+    }
+    {
+      auto db = SqliteDb::Open(dir.File("fedge.db"));
+      for (size_t i = std::size(kBack); i >= schema; --i) {
+        ASSERT_TRUE((*db)->Execute(kBack[i - 1]).ok()) << i;
+      }
+      ASSERT_TRUE((*db)->Execute(absl::StrCat("PRAGMA user_version=", schema)).ok());
+    }
     auto store = OpenOrDie(dir);
-    ASSERT_TRUE(Publish(*store, 0).ok());
+    const auto before = *store->LatestVersion(kRun);
+    EXPECT_EQ(before->snapshot.has_value(), schema >= 2) << schema;
+    EXPECT_EQ(before->typical_norm[0], schema >= 4 ? 0.5 : 0) << schema;
+    EXPECT_EQ(before->aggregation_error, 0) << schema;
+    ASSERT_TRUE(Publish(*store, 2).ok());
+    const auto after = *store->LatestVersion(kRun);
+    EXPECT_TRUE(after->momentum.has_value()) << schema;
+    EXPECT_EQ(after->aggregation_error, 0.025) << schema;
   }
-  {
-    auto db = SqliteDb::Open(dir.File("fedge.db"));
-    ASSERT_TRUE((*db)
-                    ->Execute("DROP TABLE members; DROP TABLE contributions;"
-                              "DROP INDEX updates_by_blob;"
-                              "ALTER TABLE rounds DROP COLUMN attempt;"
-                              "ALTER TABLE updates DROP COLUMN stored;"
-                              "ALTER TABLE versions DROP COLUMN snapshot;"
-                              "ALTER TABLE versions DROP COLUMN typical_norm;"
-                              "ALTER TABLE versions DROP COLUMN typical_norm_of_a")
-                    .ok());
-    ASSERT_TRUE((*db)->Execute("PRAGMA user_version=1").ok());
-  }
-  auto store = OpenOrDie(dir);
-  EXPECT_FALSE((*store->LatestVersion(kRun))->snapshot.has_value());
-  ASSERT_TRUE(Publish(*store, 1).ok());
-  EXPECT_TRUE((*store->LatestVersion(kRun))->snapshot.has_value());
 }
 
 TEST(SqliteStoreTest, FindsDamageOfAnyPage) {
