@@ -44,9 +44,10 @@ std::map<std::string, uint64_t> ReadHits(const std::string& path) {
 std::map<std::string, uint64_t> ReadTrace(const std::string& path) {
   std::map<std::pair<std::string, std::string>, uint64_t> calls;
   for (const absl::string_view line : absl::StrSplit(FileText(path), '\n')) {
+    // Process ids are padded with spaces.
     const std::vector<absl::string_view> words =
-        absl::StrSplit(line, absl::MaxSplits(absl::ByAnyChar(" ("), 2), absl::SkipEmpty());
-    if (words.size() == 3) ++calls[{std::string(words[1]), std::string(words[0])}];
+        absl::StrSplit(line.substr(0, line.find('(')), ' ', absl::SkipEmpty());
+    if (words.size() == 2) ++calls[{std::string(words[1]), std::string(words[0])}];
   }
   std::map<std::string, uint64_t> most;
   for (const auto& [key, count] : calls) most[key.first] = std::max(most[key.first], count);
