@@ -25,7 +25,8 @@ class AdaptiveBit {
   static constexpr int kPrecision = 22;
   static constexpr uint32_t kMemory = 1024;
 
-  uint64_t probability() const { return probability_; }  // of a one, in 2^-kPrecision
+  // Of a one, in 2^-kPrecision.
+  uint64_t probability() const { return static_cast<uint64_t>(probability_); }
 
   void Update(bool one) {
     const int64_t distance = (one ? kCertain : 0) - probability_;

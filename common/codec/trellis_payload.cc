@@ -17,7 +17,9 @@ constexpr uint64_t kHeadBytes = 2;
 constexpr float kLargestScale = 65504;  // the largest half
 
 // A scale has 16 bits and its group at least 512 of the path's: 3 % at most.
-int GroupLog2(int period) { return 9 + std::bit_width(static_cast<unsigned>(period) - 1); }
+int GroupLog2(int period) {
+  return kSmallestGroup + static_cast<int>(std::bit_width(static_cast<unsigned>(period) - 1));
+}
 
 std::vector<uint32_t> Groups(const SliceLayout& layout, int group_log2) {
   const auto size = static_cast<uint64_t>(layout.size());
