@@ -12,6 +12,7 @@
 //   trellis  0.64  0.46  0.26  0.14  0.072
 //   bound    0.75  0.50  0.29  0.16  0.083
 //   top-k    0.57  0.36  0.20  0.11  0.061
+// Where few values hold much of the energy top-k carries more: see proto/UPDATE_FORMAT.md.
 //
 // Internal to the codec.
 #ifndef FEDGE_COMMON_CODEC_TRELLIS_CODE_H_
