@@ -80,10 +80,14 @@ absl::Status ParseCodec(const v1::CodecPlan& plan, Task* task) {
     case v1::CodecPlan::SEEDED:
       task->codec.support = UpdateSupport::kSeeded;
       break;
+    case v1::CodecPlan::TRELLIS:
+      task->codec.support = UpdateSupport::kTrellis;
+      task->codec.relaxation = plan.relaxation();
+      break;
     default:
-      return absl::UnimplementedError(
-          absl::StrCat("assignment: update support ", static_cast<int>(plan.support()),
-                       " is not known to this client (dense, top-k, seeded); update the client"));
+      return absl::UnimplementedError(absl::StrCat(
+          "assignment: update support ", static_cast<int>(plan.support()),
+          " is not known to this client (dense, top-k, seeded, trellis); update the client"));
   }
   if (task->codec.support != UpdateSupport::kDense) {
     if (!Within(plan.density(), 1e-9, 1)) return OutOfBounds("density", plan.density(), "(0, 1]");
@@ -99,6 +103,10 @@ absl::Status ParseCodec(const v1::CodecPlan& plan, Task* task) {
   if (!Within(plan.residual_norm_ratio(), 0, 1e9)) {
     return OutOfBounds("residual_norm_ratio", plan.residual_norm_ratio(), "[0, 1e9]");
   }
+  if (!Within(plan.residual_decay(), 0, 1)) {
+    return OutOfBounds("residual_decay", plan.residual_decay(), "[0, 1]");
+  }
+  task->feedback.decay = plan.residual_decay();
   task->feedback.full_rounds = plan.residual_rounds();
   task->feedback.max_norm_ratio = plan.residual_norm_ratio();
   if (!Within(plan.momentum_correction(), 0, 0.99)) {

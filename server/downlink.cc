@@ -114,16 +114,22 @@ absl::StatusOr<Downlink::Version> Downlink::Resume(const LoraAdapter& master, ui
   return Pack(std::move(state), std::move(content));
 }
 
-std::vector<int32_t> Downlink::ChooseChange(const AdapterState& state,
-                                            const LoraAdapter& master) const {
-  std::vector<float> change(state.units().size());
-  const absl::Span<const float> start = state.start();
+std::vector<float> Downlink::ChangeTo(const AdapterState& held, const LoraAdapter& master) {
+  std::vector<float> change(held.units().size());
   for (size_t i = 0; i < change.size(); ++i) {
     const double away =
-        (static_cast<double>(master.values()[i]) - static_cast<double>(start[i])) / kAdapterUnit;
+        static_cast<double>(master.values()[i]) - static_cast<double>(held.start()[i]);
+    const double farthest = kFarthestUnits * kAdapterUnit;
     change[i] =
-        static_cast<float>(std::clamp(away, -kFarthestUnits, kFarthestUnits) - state.units()[i]);
+        static_cast<float>(std::clamp(away, -farthest, farthest) - held.units()[i] * kAdapterUnit);
   }
+  return change;
+}
+
+std::vector<int32_t> Downlink::ChooseChange(const AdapterState& state,
+                                            const LoraAdapter& master) const {
+  std::vector<float> change = ChangeTo(state, master);
+  for (float& value : change) value = static_cast<float>(value / kAdapterUnit);
   const std::vector<Run> runs = plan_.plain ? std::vector<Run>() : WeighedRuns(master);
   for (const Run& run : runs) {
     for (size_t i = run.begin; i < run.end; ++i) change[i] = std::ldexp(change[i], -run.shift);
@@ -166,12 +172,16 @@ std::vector<int32_t> Downlink::FitBudget(
 
 std::string Downlink::EncodeChange(const AdapterState& to, uint64_t from,
                                    absl::Span<const int32_t> change) const {
+  return EncodeAdapterDelta(spec_, HeaderOf(to, from), change);
+}
+
+AdapterHeader Downlink::HeaderOf(const AdapterState& to, uint64_t from) const {
   AdapterHeader header;
   header.from_version = from;
   header.to_version = to.version();
   header.base_model = base_model_;
   header.values_crc = to.crc();
-  return EncodeAdapterDelta(spec_, header, change);
+  return header;
 }
 
 absl::StatusOr<Downlink::Version> Downlink::Next(const LoraAdapter& master, uint64_t number) const {
@@ -186,10 +196,33 @@ absl::StatusOr<Downlink::Version> Downlink::Next(const LoraAdapter& master, uint
     held = state_;
   }
   FEDGE_CHECK(held != nullptr && held->version() + 1 == number);
+  if (plan_.trellis) {
+    absl::StatusOr<Version> version = NextByTrellis(*held, master);
+    // Values too large for a group's magnitude (a run that diverges) go as levels, which are
+    // bounded.
+    if (!absl::IsOutOfRange(version.status())) return version;
+  }
   const std::vector<int32_t> change = ChooseChange(*held, master);
   AdapterState next = *held;
   next.Advance(change);
   std::string content = EncodeChange(next, held->version(), change);
+  return Pack(std::move(next), std::move(content));
+}
+
+absl::StatusOr<Downlink::Version> Downlink::NextByTrellis(const AdapterState& held,
+                                                          const LoraAdapter& master) const {
+  AdapterState next = held;
+  const std::vector<float> change = ChangeTo(held, master);
+  const absl::StatusOr<TrellisChange> coded = QuantizeToTrellis(
+      spec_, held.version() + 1, plan_.bits_per_parameter, plan_.relaxation, change);
+  RETURN_IF_ERROR(coded.status());
+  for (size_t i = 0; i < change.size(); ++i) {
+    if (std::abs(int64_t{held.units()[i]} + coded->units[i]) > kMaxAdapterUnits) {
+      return absl::OutOfRangeError("a value is too far from where it started");
+    }
+  }
+  next.Advance(coded->units);
+  std::string content = EncodeAdapterTrellis(spec_, HeaderOf(next, held.version()), *coded);
   return Pack(std::move(next), std::move(content));
 }
 
@@ -232,7 +265,7 @@ void Downlink::AddHistory(const std::vector<std::string>& contents) {
   std::deque<Link> links;
   for (const std::string& bytes : contents) {
     const absl::StatusOr<AdapterHeader> header = ReadAdapterHeader(bytes);
-    if (!header.ok() || header->encoding != AdapterEncoding::kDelta ||
+    if (!header.ok() || !IsDelta(header->encoding) ||
         header->from_version + 1 != header->to_version) {
       links.clear();  // values, or what cannot be read: what came before leads nowhere
       continue;

@@ -84,6 +84,10 @@ class Downlink {
 
   Version Pack(AdapterState state, std::string content) const;
   absl::StatusOr<AdapterState> StateOfValues(const LoraAdapter& master, uint64_t number) const;
+  // What is left to send.
+  static std::vector<float> ChangeTo(const AdapterState& held, const LoraAdapter& master);
+  absl::StatusOr<Version> NextByTrellis(const AdapterState& held, const LoraAdapter& master) const;
+  AdapterHeader HeaderOf(const AdapterState& to, uint64_t from) const;
   std::vector<int32_t> ChooseChange(const AdapterState& state, const LoraAdapter& master) const;
   std::vector<int32_t> FitBudget(
       const AdapterState& state, const ChangeHistogram& histogram,

@@ -91,7 +91,7 @@ void FillBudget(const v1::CodecConfig& codec, Limits& limits, RunPlan& plan) {
     limits.Fail("run.codec: give one of budget_bytes, budget_bytes_per_day and link");
   }
   if (plan.codec.support == UpdateSupport::kDense) {
-    limits.Fail("run.codec: a budget needs top-k or seeded, dense sends every value");
+    limits.Fail("run.codec: a budget needs top-k, trellis or seeded, dense sends every value");
   }
   budget = codec.budget_bytes();
   if (codec.has_budget_bytes_per_day()) {
@@ -109,19 +109,36 @@ void FillBudget(const v1::CodecConfig& codec, Limits& limits, RunPlan& plan) {
   limits.AtLeast<uint64_t>("run.codec: a budget of bytes a round", budget, 256);
 }
 
+void FillTrellis(const v1::CodecConfig& codec, Limits& limits, RunPlan& plan) {
+  plan.codec.density = codec.has_bits_per_parameter() ? codec.bits_per_parameter() : 0.25;
+  limits.Within("run.codec.bits_per_parameter", plan.codec.density, kLeastTrellisBits, 1.0);
+  plan.codec.relaxation =
+      codec.has_relaxation() ? codec.relaxation() : (codec.no_error_feedback() ? 1.0 : 1.6);
+  limits.Within("run.codec.relaxation", plan.codec.relaxation, 0.01, 1.99);
+  if (codec.has_density() || codec.has_value_bits() || codec.stochastic()) {
+    limits.Fail(
+        "run.codec: density, value_bits and stochastic are not for a trellis; use "
+        "bits_per_parameter");
+  }
+}
+
 void FillCodec(const v1::CodecConfig& codec, Limits& limits, RunPlan& plan) {
   if (codec.has_support()) {
     if (codec.support() == "dense") {
       plan.codec.support = UpdateSupport::kDense;
     } else if (codec.support() == "seeded") {
       plan.codec.support = UpdateSupport::kSeeded;
+    } else if (codec.support() == "trellis") {
+      plan.codec.support = UpdateSupport::kTrellis;
     } else if (codec.support() != "top-k") {
       limits.Fail(absl::StrCat("run.codec.support: '", codec.support(),
-                               "' is not known; use top-k, seeded or dense"));
+                               "' is not known; use top-k, trellis, seeded or dense"));
     }
   }
   const bool dense = plan.codec.support == UpdateSupport::kDense;
+  const bool trellis = plan.codec.support == UpdateSupport::kTrellis;
   if (codec.has_density()) plan.codec.density = codec.density();
+  if (trellis) FillTrellis(codec, limits, plan);
   limits.AtMost("run.codec.density", limits.Above("run.codec.density", plan.codec.density, 0.0),
                 1.0);
   const uint32_t bits = codec.has_value_bits() ? codec.value_bits() : (dense ? 16 : 2);
@@ -139,6 +156,8 @@ void FillCodec(const v1::CodecConfig& codec, Limits& limits, RunPlan& plan) {
     plan.feedback.max_norm_ratio = codec.residual_norm_ratio();
   }
   limits.Within("run.codec.residual_norm_ratio", plan.feedback.max_norm_ratio, 0.0, 1e9);
+  if (codec.has_residual_decay()) plan.feedback.decay = codec.residual_decay();
+  limits.Within("run.codec.residual_decay", plan.feedback.decay, 0.0, 1.0);
   FillBudget(codec, limits, plan);
   const bool complete = dense && bits == 16;  // nothing is left out, so nothing is kept
   plan.error_feedback = !complete && !codec.no_error_feedback();
@@ -274,6 +293,20 @@ void FillDownlink(const v1::DownlinkConfig& downlink, Limits& limits, RunPlan& p
       limits.Fail("run.downlink: give bits_per_parameter or density, not both");
     }
   }
+  if (downlink.has_coding() && downlink.coding() != "levels" && downlink.coding() != "trellis") {
+    limits.Fail(absl::StrCat("run.downlink.coding: '", downlink.coding(),
+                             "' is not known; use levels or trellis"));
+  }
+  to.trellis = downlink.coding() == "trellis";
+  if (to.trellis) {
+    if (!downlink.has_bits_per_parameter()) to.bits_per_parameter = 0.25;
+    limits.Within(kBits, to.bits_per_parameter, kLeastTrellisBits, 1.0);
+    if (downlink.has_density() || downlink.has_levels()) {
+      limits.Fail("run.downlink: density and levels are not for a trellis; use bits_per_parameter");
+    }
+  }
+  if (downlink.has_relaxation()) to.relaxation = downlink.relaxation();
+  limits.Within("run.downlink.relaxation", to.relaxation, 0.01, 1.99);
   if (downlink.has_levels()) {
     limits.Within<uint32_t>("run.downlink.levels", downlink.levels(), 1, 1024);
     to.levels = static_cast<int>(downlink.levels());

@@ -56,6 +56,9 @@ struct DownlinkPlan {
   double density = 0;               // is above 0: the fraction of the values that it changes,
   int levels = 1;                   // in steps of a power of two, this many up to the smallest
   bool plain = false;               // an error counts the same in A and B
+  // A version's change as trellis-coded signs, which bits_per_parameter (1 / 64 to 1) then are of.
+  bool trellis = false;
+  double relaxation = 1;  // of the trellis: common/codec/update_codec.h
 };
 
 struct RunPlan {

@@ -38,9 +38,10 @@ void FillAssignment(const RunPlan& plan, v1::Assignment& assignment) {
   training.set_validation_fraction(plan.validation_fraction);
   training.set_split_seed(Rng::Stream(plan.seed, "split").Next());
   v1::CodecPlan& codec = *assignment.mutable_codec();
-  codec.set_support(plan.codec.support == UpdateSupport::kTopK     ? v1::CodecPlan::TOP_K
-                    : plan.codec.support == UpdateSupport::kSeeded ? v1::CodecPlan::SEEDED
-                                                                   : v1::CodecPlan::DENSE);
+  codec.set_support(plan.codec.support == UpdateSupport::kTopK      ? v1::CodecPlan::TOP_K
+                    : plan.codec.support == UpdateSupport::kSeeded  ? v1::CodecPlan::SEEDED
+                    : plan.codec.support == UpdateSupport::kTrellis ? v1::CodecPlan::TRELLIS
+                                                                    : v1::CodecPlan::DENSE);
   codec.set_density(plan.codec.density);
   codec.set_value_bits(static_cast<uint32_t>(plan.codec.value_bits));
   codec.set_error_feedback(plan.error_feedback);
@@ -49,6 +50,8 @@ void FillAssignment(const RunPlan& plan, v1::Assignment& assignment) {
   codec.set_shared_support(plan.shared_support);
   codec.set_budget_bytes(plan.codec.budget_bytes);
   codec.set_residual_rounds(static_cast<uint32_t>(plan.feedback.full_rounds));
+  codec.set_relaxation(plan.codec.relaxation);
+  codec.set_residual_decay(plan.feedback.decay);
   codec.set_residual_norm_ratio(plan.feedback.max_norm_ratio);
   codec.set_momentum_correction(plan.feedback.momentum);
 }

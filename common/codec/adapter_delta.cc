@@ -10,6 +10,8 @@
 #include "common/base/byte_io.h"
 #include "common/base/status.h"
 #include "common/codec/adapter_delta_payload.h"
+#include "common/codec/magnitude_selection.h"
+#include "common/codec/trellis_payload.h"
 #include "common/tensor/quantize.h"
 
 namespace fedge {
@@ -67,7 +69,7 @@ absl::Status CheckFields(const AdapterHeader& header, uint64_t payload_bytes) {
     return Malformed(absl::StrCat("num_nonzero ", header.num_nonzero, " exceeds num_parameters ",
                                   header.num_parameters));
   }
-  if (header.encoding == AdapterEncoding::kDelta) {
+  if (IsDelta(header.encoding)) {
     if (header.from_version <= header.to_version) return absl::OkStatus();
     return Malformed(
         absl::StrCat("a delta back from version ", header.from_version, " to ", header.to_version));
@@ -99,6 +101,37 @@ absl::StatusOr<AdapterHeader> ReadExpected(const LoraSpec& spec, const Digest& b
                                                       base_model.Hex()));
   }
   return header;
+}
+
+SliceLayout WholeLayout(const LoraSpec& spec) {
+  absl::StatusOr<SliceLayout> layout = SliceLayout::Create(spec, AdapterSlice());
+  FEDGE_CHECK(layout.ok(), layout.status().message());
+  return *std::move(layout);
+}
+
+// Scales are halves and so multiples of a unit.
+int64_t UnitsOf(float value) { return std::llround(value / kAdapterUnit); }
+
+absl::Status AddTrellis(const LoraSpec& spec, const AdapterHeader& header,
+                        absl::string_view payload, absl::Span<int32_t> units) {
+  UpdateHeader of_payload;
+  of_payload.num_parameters = header.num_parameters;
+  of_payload.seed = header.to_version;
+  std::vector<float> values;
+  RETURN_IF_ERROR(ReadTrellisPayload(payload, of_payload, WholeLayout(spec), &values));
+  uint64_t nonzero = 0;
+  for (size_t i = 0; i < units.size(); ++i) {
+    const int64_t change = UnitsOf(values[i]);
+    const int64_t sum = units[i] + change;
+    if (std::abs(change) > kMaxAdapterUnits || std::abs(sum) > kMaxAdapterUnits) {
+      return Malformed(absl::StrCat("a change of ", change, " units or its sum ", sum,
+                                    " is beyond ", kMaxAdapterUnits));
+    }
+    units[i] = static_cast<int32_t>(sum);
+    if (change != 0) ++nonzero;
+  }
+  if (nonzero == header.num_nonzero) return absl::OkStatus();
+  return Malformed(absl::StrCat(nonzero, " changes, the header says ", header.num_nonzero));
 }
 
 }  // namespace
@@ -164,6 +197,45 @@ std::string EncodeAdapterDelta(const LoraSpec& spec, AdapterHeader header,
   return bytes;
 }
 
+absl::StatusOr<TrellisChange> QuantizeToTrellis(const LoraSpec& spec, uint64_t to_version,
+                                                double bits_per_parameter, double relaxation,
+                                                absl::Span<const float> change) {
+  const SliceLayout layout = WholeLayout(spec);
+  FEDGE_CHECK(static_cast<int64_t>(change.size()) == layout.size());
+  RETURN_IF_ERROR(CheckMagnitudes(change, layout));
+  EncodeOptions options;
+  options.support = UpdateSupport::kTrellis;
+  options.density = bits_per_parameter;
+  options.relaxation = relaxation;
+  options.seed = to_version;
+  std::vector<float> values(change.begin(), change.end());
+  TrellisChange result;
+  AppendTrellisPayload(layout, options, absl::MakeSpan(values), &result.payload);
+  result.units.reserve(values.size());
+  for (const float value : values) {
+    const int64_t units = UnitsOf(value);
+    if (std::abs(units) > kMaxAdapterUnits) {
+      return absl::OutOfRangeError(
+          absl::StrCat("a change of ", value, " is beyond what an adapter delta holds"));
+    }
+    result.units.push_back(static_cast<int32_t>(units));
+  }
+  return result;
+}
+
+std::string EncodeAdapterTrellis(const LoraSpec& spec, AdapterHeader header,
+                                 const TrellisChange& change) {
+  header.encoding = AdapterEncoding::kTrellis;
+  header.layout_hash = spec.layout_hash();
+  header.num_parameters = change.units.size();
+  header.num_nonzero = static_cast<uint64_t>(
+      std::count_if(change.units.begin(), change.units.end(), [](int32_t u) { return u != 0; }));
+  std::string bytes(kAdapterHeaderBytes, '\0');
+  bytes += change.payload;
+  Seal(header, &bytes);
+  return bytes;
+}
+
 absl::StatusOr<AdapterHeader> ReadAdapterHeader(absl::string_view bytes) {
   if (bytes.size() < kAdapterHeaderBytes) {
     return Malformed(
@@ -197,9 +269,10 @@ absl::StatusOr<AdapterHeader> ReadAdapterHeader(absl::string_view bytes) {
   const uint64_t payload_bytes = reader.Read<uint64_t>();
   header.values_crc = reader.Read<uint32_t>();
   const uint32_t payload_crc = reader.Read<uint32_t>();
-  if (encoding < 1 || encoding > 3) {
-    return absl::UnimplementedError(absl::StrCat("adapter content: encoding ", encoding,
-                                                 " is none of 1 (fp32), 2 (fp16), 3 (delta)"));
+  if (encoding < 1 || encoding > 4) {
+    return absl::UnimplementedError(
+        absl::StrCat("adapter content: encoding ", encoding,
+                     " is none of 1 (fp32), 2 (fp16), 3 (delta), 4 (trellis)"));
   }
   header.encoding = static_cast<AdapterEncoding>(encoding);
   if (reserved != 0) return Malformed(absl::StrCat("reserved bytes are ", reserved, ", not 0"));
@@ -220,7 +293,7 @@ absl::StatusOr<AdapterHeader> DecodeAdapterValues(const LoraSpec& spec, const Di
                                                   absl::Span<float> values) {
   FEDGE_CHECK(values.size() == static_cast<size_t>(spec.num_parameters()));
   ASSIGN_OR_RETURN(AdapterHeader header, ReadExpected(spec, base_model, bytes));
-  if (header.encoding == AdapterEncoding::kDelta) {
+  if (IsDelta(header.encoding)) {
     return Malformed("a delta where values are needed");
   }
   ByteReader reader(bytes.substr(kAdapterHeaderBytes));
@@ -239,8 +312,11 @@ absl::StatusOr<AdapterHeader> AddAdapterDelta(const LoraSpec& spec, const Digest
                                               absl::string_view bytes, absl::Span<int32_t> units) {
   FEDGE_CHECK(units.size() == static_cast<size_t>(spec.num_parameters()));
   ASSIGN_OR_RETURN(AdapterHeader header, ReadExpected(spec, base_model, bytes));
-  if (header.encoding != AdapterEncoding::kDelta)
-    return Malformed("values where a delta is needed");
+  if (!IsDelta(header.encoding)) return Malformed("values where a delta is needed");
+  if (header.encoding == AdapterEncoding::kTrellis) {
+    RETURN_IF_ERROR(AddTrellis(spec, header, bytes.substr(kAdapterHeaderBytes), units));
+    return header;
+  }
   RETURN_IF_ERROR(
       AddDeltaPayload(spec, bytes.substr(kAdapterHeaderBytes), header.num_nonzero, units));
   return header;

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -27,10 +28,16 @@ inline constexpr double kAdapterUnit = 0x1p-24;
 inline constexpr int32_t kMaxAdapterUnits = 1 << 30;
 
 enum class AdapterEncoding : uint8_t {
-  kFp32 = 1,   // values, exact
-  kFp16 = 2,   // values, rounded to IEEE halves
-  kDelta = 3,  // units to add
+  kFp32 = 1,     // values, exact
+  kFp16 = 2,     // values, rounded to IEEE halves
+  kDelta = 3,    // units to add
+  kTrellis = 4,  // the same as trellis-coded signs, for the smallest changes
 };
+
+// Whether content of this encoding is added to what a device has.
+inline bool IsDelta(AdapterEncoding encoding) {
+  return encoding == AdapterEncoding::kDelta || encoding == AdapterEncoding::kTrellis;
+}
 
 struct AdapterHeader {
   AdapterEncoding encoding = AdapterEncoding::kDelta;
@@ -62,6 +69,21 @@ absl::StatusOr<std::string> EncodeAdapterValues(const LoraSpec& spec, AdapterHea
 // `units` [num_parameters], each within +-kMaxAdapterUnits (CHECKed).
 std::string EncodeAdapterDelta(const LoraSpec& spec, AdapterHeader header,
                                absl::Span<const int32_t> units);
+
+// A change of which every value has the sign of a path through a trellis and its group's magnitude.
+struct TrellisChange {
+  std::string payload;
+  std::vector<int32_t> units;  // [num_parameters], what a decoder adds
+};
+// The nearest one to `change` [num_parameters], times `relaxation` (EncodeOptions), in at most
+// `bits_per_parameter` and 3 %. `to_version` seeds the code. InvalidArgument names a value that is
+// not finite or beyond +-65504. OutOfRange: a group's magnitude is beyond kMaxAdapterUnits.
+absl::StatusOr<TrellisChange> QuantizeToTrellis(const LoraSpec& spec, uint64_t to_version,
+                                                double bits_per_parameter, double relaxation,
+                                                absl::Span<const float> change);
+// `change` is of header.to_version.
+std::string EncodeAdapterTrellis(const LoraSpec& spec, AdapterHeader header,
+                                 const TrellisChange& change);
 
 // InvalidArgument: not an adapter content, a field out of range, another length than announced.
 // Unimplemented: another format version or encoding. DataLoss: a checksum does not match.

@@ -141,7 +141,8 @@ absl::StatusOr<std::string> ErrorFeedback::Prepare(absl::Span<const float> delta
     velocity = Add(velocity_, delta, layout, {share, options_.momentum, bound});
   }
   const absl::Span<const float> change = velocity.empty() ? delta : absl::MakeConstSpan(velocity);
-  std::vector<float> sum = Add(residual_, change, layout, {share, 1, options_.max_norm_ratio});
+  std::vector<float> sum =
+      Add(residual_, change, layout, {share, options_.decay, options_.max_norm_ratio});
   const std::vector<float> before = velocity.empty() ? std::vector<float>() : sum;
   ASSIGN_OR_RETURN(std::string bytes,
                    EncodeUpdate(sum, layout, header, options, absl::MakeSpan(sum)));

@@ -46,6 +46,9 @@ struct ErrorFeedbackOptions {
   uint64_t full_rounds = 25;
   // The residual's L2 norm inside the slice is at most this many times the delta's. 0: no bound.
   double max_norm_ratio = 3;
+  // What a round leaves of the residual, [0, 1]: 1 sends everything sooner or later, less forgets
+  // what has waited, which is old news in a model that moves on.
+  double decay = 1;
   // m of the momentum correction, [0, 1). The velocity has the residual's decay and its bound
   // over 1 - m. 0: off.
   double momentum = 0;

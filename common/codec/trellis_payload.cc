@@ -13,6 +13,8 @@
 namespace fedge {
 namespace {
 
+static_assert(kLeastTrellisBits * kMaxTrellisPeriod == 1);
+
 constexpr uint64_t kHeadBytes = 2;
 constexpr float kLargestScale = 65504;  // the largest half
 

@@ -136,6 +136,10 @@ absl::Status CheckEncodeOptions(const EncodeOptions& options) {
         absl::StrCat("density ", options.density, " is not above 0 and at most 1"));
   }
   if (options.support == UpdateSupport::kTrellis) {
+    if (options.density < kLeastTrellisBits) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(options.density, " bits a value are below ", kLeastTrellisBits));
+    }
     if (options.relaxation > 0 && options.relaxation < 2) return absl::OkStatus();
     return absl::InvalidArgumentError(
         absl::StrCat("relaxation ", options.relaxation, " is not above 0 and below 2"));

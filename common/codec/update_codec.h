@@ -31,6 +31,8 @@ enum class UpdateSupport : uint8_t {
 // "dense", "top-k", "seeded", "trellis"; the numbers of unknown ones.
 std::string UpdateSupportName(UpdateSupport support);
 
+inline constexpr double kLeastTrellisBits = 1.0 / 64;  // a value, of a trellis
+
 struct EncodeOptions {
   UpdateSupport support = UpdateSupport::kTopK;
   // kTopK, kSeeded: share of the slice, (0, 1]; at least one is sent. kTrellis: bits a value.

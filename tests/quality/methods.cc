@@ -70,6 +70,17 @@ const std::vector<StudyMethod>& StudyMethods() {
       {"top10-1bit-down0.5",
        "{codec: {density: 0.1, value_bits: 1, residual_norm_ratio: 0}, downlink: "
        "{bits_per_parameter: 0.5}}"},
+      {"trellis0.125-up",
+       "{codec: {support: trellis, bits_per_parameter: 0.125, residual_decay: 0.5}, downlink: "
+       "{encoding: exact}, aggregation: {server_learning_rate: 2.2}}"},
+      {"trellis0.25-down0.25",
+       "{codec: {support: trellis, bits_per_parameter: 0.25, residual_decay: 0.5}, downlink: "
+       "{coding: trellis, bits_per_parameter: 0.25, relaxation: 1.3}, aggregation: "
+       "{server_learning_rate: 1.6}}"},
+      {"trellis0.125-down0.25",
+       "{codec: {support: trellis, bits_per_parameter: 0.125, residual_decay: 0.5}, downlink: "
+       "{coding: trellis, bits_per_parameter: 0.25, relaxation: 1.3}, aggregation: "
+       "{server_learning_rate: 2.2}}"},
   };
   return *methods;
 }

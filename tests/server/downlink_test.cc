@@ -30,6 +30,14 @@ RunPlan SamplePlan(LoraSpec spec = SampleSpec(64, 4)) {
   return plan;
 }
 
+RunPlan TrellisPlan(double bits, LoraSpec spec = SampleSpec(64, 4)) {
+  RunPlan plan = SamplePlan(std::move(spec));
+  plan.downlink = {};
+  plan.downlink.trellis = true;
+  plan.downlink.bits_per_parameter = bits;
+  return plan;
+}
+
 // A server's downlink with what it would find in its store after a restart.
 class Server {
  public:
@@ -155,8 +163,14 @@ double Distance(const LoraAdapter& x, const LoraAdapter& y) {
   return std::sqrt(sum);
 }
 
-TEST(DownlinkTest, EveryNodeHoldsTheSameBitsWhateverItMissed) {
-  Server server(SamplePlan());
+class DownlinkCodingTest : public ::testing::TestWithParam<bool> {
+ protected:
+  static RunPlan CodingPlan() { return GetParam() ? TrellisPlan(0.25) : SamplePlan(); }
+};
+INSTANTIATE_TEST_SUITE_P(Codings, DownlinkCodingTest, ::testing::Bool());
+
+TEST_P(DownlinkCodingTest, EveryNodeHoldsTheSameBitsWhateverItMissed) {
+  Server server(CodingPlan());
   std::vector<Node> nodes(12);
   Rng rng(1);
   for (uint64_t version = 1; version <= 40; ++version) {
@@ -330,9 +344,12 @@ TEST(DownlinkTest, BudgetsBuyAccuracy) {
 
 // A change that is too small to be among the largest of its round is not lost: it is sent when it
 // has added up. Without that memory most of the way would never be gone.
-TEST(DownlinkTest, WhatIsLeftOutIsSentLater) {
-  RunPlan plan = SamplePlan(SampleSpec(128, 4));
-  plan.downlink.density = 0.03;
+TEST_P(DownlinkCodingTest, WhatIsLeftOutIsSentLater) {
+  RunPlan plan = TrellisPlan(1.0 / 12, SampleSpec(128, 4));
+  if (!GetParam()) {
+    plan = SamplePlan(SampleSpec(128, 4));
+    plan.downlink.density = 0.03;
+  }
   Server with(plan);
   Server without(plan);
   const LoraAdapter start = with.master();
@@ -357,8 +374,8 @@ TEST(DownlinkTest, WhatIsLeftOutIsSentLater) {
   EXPECT_GT(missing_without, 0.75);
 }
 
-TEST(DownlinkTest, ValuesThatRunAwayStayWithinWhatCanBeSent) {
-  Server server(SamplePlan());
+TEST_P(DownlinkCodingTest, ValuesThatRunAwayStayWithinWhatCanBeSent) {
+  Server server(CodingPlan());
   LoraAdapter far = server.master();
   far.values()[0] = 60000;
   far.values()[1] = -60000;
@@ -372,7 +389,46 @@ TEST(DownlinkTest, ValuesThatRunAwayStayWithinWhatCanBeSent) {
     if (round == 0) slow.Follow(server);
   }
   slow.Follow(server);
+  if (GetParam()) return;  // signs of a group move together
   EXPECT_NEAR(server.downlink().served().values()[0], 28, 2);
+}
+
+// All values at the ends of what can be held: a trellis would go beyond, levels take its place.
+TEST(DownlinkTest, ATrellisThatWouldRunAwayIsReplaced) {
+  Server server(TrellisPlan(0.5));
+  LoraAdapter far = server.master();
+  Node node;
+  for (int round = 0; round < 12; ++round) {
+    for (size_t i = 0; i < far.values().size(); ++i) {
+      far.values()[i] = (i + static_cast<size_t>(round)) % 2 == 0 ? 1e4f : -1e4f;
+    }
+    server.Publish(far);
+    node.Follow(server);
+  }
+}
+
+// Of changes without outstanding values; a few large ones are the levels' strength.
+TEST(DownlinkTest, ATrellisBringsMoreThanLevelsInAsManyBits) {
+  const LoraSpec spec = SampleSpec(128, 8);
+  RunPlan levels = SamplePlan(spec);
+  levels.downlink = {};
+  levels.downlink.bits_per_parameter = 0.25;
+  const auto left = [](Server& server) {
+    const LoraAdapter before = server.downlink().served();
+    LoraAdapter master = before;
+    Rng rng(1);
+    for (float& value : master.values()) value += static_cast<float>(0.01 * rng.Normal());
+    server.Publish(master);
+    EXPECT_LE(8.0 * static_cast<double>(server.contents()[1].size() - kAdapterHeaderBytes),
+              0.26 * static_cast<double>(before.values().size()) + 64);
+    return Distance(server.downlink().served(), master) / Distance(before, master);
+  };
+  Server by_levels(levels);
+  Server by_trellis(TrellisPlan(0.25, spec));
+  const double of_levels = left(by_levels);
+  const double of_trellis = left(by_trellis);
+  std::printf("left of a change at 0.25 bits: levels %.3f, trellis %.3f\n", of_levels, of_trellis);
+  EXPECT_LT(of_trellis, of_levels - 0.01);
 }
 
 // Qwen2.5-0.5B with rank 16 in every linear layer: 8,798,208 parameters.

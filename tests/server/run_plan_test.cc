@@ -147,7 +147,7 @@ TEST(RunPlanTest, NamesFieldValueAndLimit) {
   EXPECT_EQ(ErrorOf("run: {training: {validation_fraction: 1}}"),
             "run.training.validation_fraction: 1 is above 0.9");
   EXPECT_EQ(ErrorOf("run: {codec: {support: gzip}}"),
-            "run.codec.support: 'gzip' is not known; use top-k, seeded or dense");
+            "run.codec.support: 'gzip' is not known; use top-k, trellis, seeded or dense");
   EXPECT_EQ(ErrorOf("run: {codec: {density: 0}}"), "run.codec.density: 0 must be above 0");
   EXPECT_EQ(ErrorOf("run: {codec: {value_bits: 5}}"),
             "run.codec.value_bits: 5 is none of 1, 2, 3, 4, 8, 16");
@@ -159,6 +159,36 @@ TEST(RunPlanTest, NamesFieldValueAndLimit) {
   EXPECT_EQ(ErrorOf("keep_versions: 1"), "keep_versions: 1 is below 2");
   EXPECT_EQ(ErrorOf("retry_seconds: 0"), "retry_seconds: 0 is below 0.001");
   EXPECT_EQ(ErrorOf("max_update_bytes: 5"), "max_update_bytes: 5 is below 1024");
+}
+
+TEST(RunPlanTest, ReadsATrellisBothWays) {
+  const auto plan = Plan(
+      "run: {codec: {support: trellis, residual_decay: 0.5}, downlink: {coding: trellis, "
+      "relaxation: 1.3}}");
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->codec.support, UpdateSupport::kTrellis);
+  EXPECT_EQ(plan->codec.density, 0.25);
+  EXPECT_EQ(plan->codec.relaxation, 1.6);
+  EXPECT_EQ(plan->feedback.decay, 0.5);
+  EXPECT_TRUE(plan->error_feedback);
+  EXPECT_TRUE(plan->downlink.trellis);
+  EXPECT_EQ(plan->downlink.bits_per_parameter, 0.25);
+  EXPECT_EQ(plan->downlink.relaxation, 1.3);
+  EXPECT_EQ(Plan("run: {codec: {support: trellis, no_error_feedback: true}}")->codec.relaxation, 1);
+  EXPECT_EQ(ErrorOf("run: {codec: {support: trellis, bits_per_parameter: 0.01}}"),
+            "run.codec.bits_per_parameter: 0.01 is below 0.015625");
+  EXPECT_EQ(ErrorOf("run: {codec: {support: trellis, value_bits: 2}}"),
+            "run.codec: density, value_bits and stochastic are not for a trellis; use "
+            "bits_per_parameter");
+  EXPECT_EQ(ErrorOf("run: {codec: {support: trellis, relaxation: 2}}"),
+            "run.codec.relaxation: 2 is above 1.99");
+  EXPECT_EQ(ErrorOf("run: {codec: {residual_decay: 2}}"), "run.codec.residual_decay: 2 is above 1");
+  EXPECT_EQ(ErrorOf("run: {downlink: {coding: trellis, levels: 2}}"),
+            "run.downlink: density and levels are not for a trellis; use bits_per_parameter");
+  EXPECT_EQ(ErrorOf("run: {downlink: {coding: zip}}"),
+            "run.downlink.coding: 'zip' is not known; use levels or trellis");
+  EXPECT_EQ(ErrorOf("run: {downlink: {coding: trellis, bits_per_parameter: 2}}"),
+            "run.downlink.bits_per_parameter: 2 is above 1");
 }
 
 TEST(RunPlanTest, ReadsHowVersionsTravel) {
@@ -294,7 +324,7 @@ TEST(RunPlanTest, TakesABudget) {
   EXPECT_EQ(ErrorOf("run: {codec: {link: wifi, budget_bytes: 9000}}"),
             "run.codec: give one of budget_bytes, budget_bytes_per_day and link");
   EXPECT_EQ(ErrorOf("run: {codec: {support: dense, budget_bytes: 9000}}"),
-            "run.codec: a budget needs top-k or seeded, dense sends every value");
+            "run.codec: a budget needs top-k, trellis or seeded, dense sends every value");
   EXPECT_EQ(ErrorOf("run: {codec: {budget_bytes: 100}}"),
             "run.codec: a budget of bytes a round: 100 is below 256");
 }

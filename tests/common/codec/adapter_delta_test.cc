@@ -61,6 +61,41 @@ TEST(AdapterDeltaTest, GivesBackWhatWasEncoded) {
   }
 }
 
+TEST(AdapterDeltaTest, GivesBackATrellis) {
+  const LoraSpec spec = SampleSpec(64, 4);
+  Rng rng(4);
+  std::vector<float> change(static_cast<size_t>(spec.num_parameters()));
+  for (float& value : change) value = static_cast<float>(0.01 * rng.Normal());
+  const auto coded = QuantizeToTrellis(spec, 7, 0.25, 1, change);
+  ASSERT_TRUE(coded.ok()) << coded.status();
+  AdapterHeader header;
+  header.from_version = 6;
+  header.to_version = 7;
+  header.base_model = kBase;
+  const std::string bytes = EncodeAdapterTrellis(spec, header, *coded);
+  EXPECT_LT(bytes.size(), kAdapterHeaderBytes + change.size() / 32 + change.size() / 500 + 8);
+  std::vector<int32_t> decoded(change.size(), 5);
+  const auto read = AddAdapterDelta(spec, kBase, bytes, absl::MakeSpan(decoded));
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(read->encoding, AdapterEncoding::kTrellis);
+  double left = 0, all = 0;
+  for (size_t i = 0; i < change.size(); ++i) {
+    ASSERT_EQ(decoded[i], coded->units[i] + 5);
+    const double difference = change[i] - coded->units[i] * kAdapterUnit;
+    left += difference * difference;
+    all += static_cast<double>(change[i]) * change[i];
+  }
+  EXPECT_LT(left, 0.78 * all);
+  // Too large for a unit; not a number; sums out of bounds.
+  std::vector<float> large(change.size(), 100.0f);
+  EXPECT_TRUE(absl::IsOutOfRange(QuantizeToTrellis(spec, 7, 1, 1, large).status()));
+  large[3] = std::nanf("");
+  EXPECT_TRUE(absl::IsInvalidArgument(QuantizeToTrellis(spec, 7, 1, 1, large).status()));
+  decoded.assign(change.size(), kMaxAdapterUnits);
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      AddAdapterDelta(spec, kBase, bytes, absl::MakeSpan(decoded)).status()));
+}
+
 TEST(AdapterDeltaTest, GivesBackExtremesAndExponents) {
   const LoraSpec spec = SampleSpec(16, 2);
   std::vector<int32_t> units(static_cast<size_t>(spec.num_parameters()));
@@ -190,7 +225,8 @@ TEST_F(HostileAdapterTest, NamesWhatIsWrong) {
   EXPECT_EQ(Read("").code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(ReadWith(0, "FDGU").code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(ReadWith(4, "\x02").code(), StatusCode::kUnimplemented);
-  EXPECT_EQ(ReadWith(5, "\x04").code(), StatusCode::kUnimplemented);
+  EXPECT_EQ(ReadWith(5, "\x05").code(), StatusCode::kUnimplemented);
+  EXPECT_EQ(ReadWith(5, "\x04").code(), StatusCode::kInvalidArgument);   // levels as a trellis
   EXPECT_EQ(ReadWith(5, "\x01").code(), StatusCode::kInvalidArgument);   // a delta that says values
   EXPECT_EQ(ReadWith(6, "\x01").code(), StatusCode::kInvalidArgument);   // reserved
   EXPECT_EQ(ReadWith(8, "\x08").code(), StatusCode::kInvalidArgument);   // from 8 to 7

@@ -245,6 +245,26 @@ TEST(ErrorFeedbackTest, ReplaysLessAfterALongAbsence) {
   EXPECT_EQ(SentAfterAbsence(kNoRules, 5000), 0.5f);  // the failure: years later, all of it
 }
 
+// With a decay what waits counts less each round: nothing that is old is replayed for long.
+TEST(ErrorFeedbackTest, ForgetsAShareEachRound) {
+  const auto held_after = [](const ErrorFeedbackOptions& options, int rounds) {
+    ErrorFeedback feedback = Fresh(20, options);
+    std::vector<float> delta(20);
+    delta[3] = 1;
+    delta[5] = 0.9f;
+    delta[8] = 0.5f;  // never among the two largest
+    for (int round = 0; round < rounds; ++round) {
+      Prepare(feedback, delta);
+      feedback.Commit();
+      delta[8] = 0;
+    }
+    return feedback.residual()[8];
+  };
+  EXPECT_EQ(held_after({.full_rounds = 0, .max_norm_ratio = 0, .decay = 0.5}, 1), 0.5f);
+  EXPECT_EQ(held_after({.full_rounds = 0, .max_norm_ratio = 0, .decay = 0.5}, 3), 0.125f);
+  EXPECT_EQ(held_after(kNoRules, 3), 0.5f);
+}
+
 // One diverged round must not shape the updates of many after it.
 TEST(ErrorFeedbackTest, BoundsTheResidualByTheDelta) {
   const auto sent_after_burst = [](const ErrorFeedbackOptions& options) {
