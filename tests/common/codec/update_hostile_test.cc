@@ -43,7 +43,7 @@ std::vector<std::string> Samples(size_t size) {
     samples.push_back(Encode(delta, kTopK, 0.1, bits));
     samples.push_back(Encode(delta, kSeeded, 0.1, bits));
   }
-  for (const double bits : {1.0, 0.3, 0.125, 0.01}) {
+  for (const double bits : {1.0, 0.3, 0.125, kLeastTrellisBits}) {
     samples.push_back(Encode(delta, kTrellis, bits, 1));
   }
   samples.push_back(Encode(delta, kTopK, 0.6, 4));
