@@ -18,6 +18,7 @@
 #ifndef FEDGE_COMMON_CODEC_TRELLIS_CODE_H_
 #define FEDGE_COMMON_CODEC_TRELLIS_CODE_H_
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <string>
@@ -68,6 +69,16 @@ class TrellisSigns {
     pattern_ >>= 1;
     --left_;
     return plus;
+  }
+
+  // The next signs that are known, at most `most`: returns how many, as bits of `pattern` from bit
+  // 0.
+  int Take(uint64_t most, uint64_t* pattern) {
+    const int count = static_cast<int>(std::min<uint64_t>(most, static_cast<uint64_t>(left_)));
+    *pattern = pattern_;
+    pattern_ = count < 64 ? pattern_ >> count : 0;
+    left_ -= count;
+    return count;
   }
 
  private:

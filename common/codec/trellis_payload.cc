@@ -120,13 +120,21 @@ absl::Status ReadTrellisPayload(absl::string_view payload, const UpdateHeader& h
     if (std::signbit(scale) || !std::isfinite(scale)) {
       return Malformed(absl::StrCat("a scale is ", scale, ": negative or not finite"));
     }
-    for (; begin < end; ++begin) {
+    const uint32_t magnitude = std::bit_cast<uint32_t>(scale);
+    while (begin < end) {
       if (signs.needs_bit()) {
         uint32_t bit = 0;
         path.Read(1, &bit);
         signs.Feed(bit);
       }
-      *value++ = signs.Next() ? scale : -scale;
+      uint64_t pattern = 0;
+      const int count = signs.Take(end - begin, &pattern);
+      for (int j = 0; j < count; ++j) {
+        const uint32_t minus = static_cast<uint32_t>(~pattern >> j) << 31;
+        value[j] = std::bit_cast<float>(magnitude | minus);
+      }
+      value += count;
+      begin += static_cast<uint32_t>(count);
     }
   }
   return path.AlignToByte() ? absl::OkStatus() : Malformed("bits after the path are not zero");

@@ -5,6 +5,10 @@
 //   quality_study --methods dense-fp32,topk-1-2 --seeds 1     only these
 //   quality_study --methods try --yaml 'codec: {density: 0.02}'
 //                                                             a method of one's own
+//   quality_study --data long=packages.jsonl --run '{rounds: 60, training: {steps: 4, batch_size:
+//   2}}'
+//                                                             another schedule, for the reference
+//                                                             too, under a name of its own
 //   quality_study --out docs/quality.csv --report docs/quality.md
 //                                                             tables and plots of what is in the
 //                                                             CSV
@@ -44,7 +48,7 @@ struct Options {
   std::string model = "models/fedge-tiny/fedge-tiny-q8_0.gguf";
   std::vector<std::string> methods, datasets = {"packages", "sotu"};
   std::vector<uint64_t> seeds = {1, 2, 3};
-  std::string yaml;
+  std::string run, yaml;  // changes to every run; to the methods named
   int64_t nodes = 20;
   int workers = 0;
 };
@@ -57,10 +61,13 @@ constexpr const char* kReference =
     "            final_learning_rate_fraction: 0.1},"
     " aggregation: {max_examples_per_node: 100}}";
 
-absl::StatusOr<v1::RunConfig> ConfigOf(const StudyMethod& method, uint64_t seed) {
-  v1::RunConfig run, changes;
+absl::StatusOr<v1::RunConfig> ConfigOf(const StudyMethod& method, const std::string& of_all,
+                                       uint64_t seed) {
+  v1::RunConfig run, changes, schedule;
   RETURN_IF_ERROR(ParseConfig(kReference, "reference", run));
+  if (!of_all.empty()) RETURN_IF_ERROR(ParseConfig(of_all, "--run", schedule));
   RETURN_IF_ERROR(ParseConfig(method.yaml, method.name, changes));
+  run.MergeFrom(schedule);
   run.MergeFrom(changes);
   run.set_id("study");
   run.set_seed(seed);
@@ -149,7 +156,7 @@ class Study {
     simulation.data.nodes = options_.nodes;
     simulation.data.sample = true;
     simulation.data.min_records = 10;
-    ASSIGN_OR_RETURN(simulation.run, ConfigOf(method, seed));
+    ASSIGN_OR_RETURN(simulation.run, ConfigOf(method, options_.run, seed));
     simulation.workers =
         options_.workers > 0 ? options_.workers : ThreadPool::AvailableProcessors();
     simulation.centralized = false;
@@ -237,6 +244,8 @@ int main(int argc, char** argv) {
       options.seeds.clear();
       for (const std::string& seed : list())
         options.seeds.push_back(std::strtoull(seed.c_str(), nullptr, 10));
+    } else if (flag == "--run") {
+      options.run = argv[++i];
     } else if (flag == "--yaml") {
       options.yaml = argv[++i];
     } else if (flag == "--nodes") {
