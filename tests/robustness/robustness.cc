@@ -156,6 +156,7 @@ class Runner {
       std::cout << "syscall sweep skipped: strace is not installed or may not trace here\n";
       return;
     }
+    const int64_t injected_before = total_.injected;
     const CaseResult counted = RunCase(programs_, Case(), &reference_, Counting::kSyscalls);
     for (const std::string& call : TracedCalls()) {
       const auto found = counted.syscalls.find(call);
@@ -171,6 +172,9 @@ class Runner {
         Try({"syscall", absl::StrCat(call, ":", hit)}, row, "crash");
       }
     }
+    if (total_.injected > injected_before) return;
+    ++failures_;  // a sweep of nothing proves nothing
+    std::cout << "FAILED syscall sweep: strace runs here, but no call of the server was reached\n";
   }
 
   void PrintTable() const {

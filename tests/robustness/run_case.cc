@@ -222,8 +222,11 @@ CaseResult RunCase(const Programs& programs, const Case& fault, const CaseResult
   }
   if (!result.problem.empty()) absl::StrAppend(&result.problem, "\n", run.Tail());
   if (!result.problem.empty() && programs.keep) {
-    const std::string kept = absl::StrCat("/tmp/fedge-robustness-", getpid());
-    Env::Posix()->Rename(run.Path("state"), kept).IgnoreError();
+    // Beside the run's own folder: a rename does not leave its disk.
+    const std::string kept =
+        absl::StrCat(DirName(DirName(run.Path("state"))), "/fedge-robustness-kept-", getpid());
+    const absl::Status moved = Env::Posix()->Rename(run.Path("state"), kept);
+    absl::StrAppend(&result.problem, "\nstate: ", moved.ok() ? kept : moved.message());
   }
   return result;
 }
