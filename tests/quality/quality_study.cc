@@ -15,6 +15,7 @@
 //
 // Data sets: "packages" (descriptions of Debian packages; each node a maintainer, non-IID), "sotu"
 // (State of the Union addresses in equal parts; close to IID), or NAME=PATH of a JSONL or text.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -206,6 +207,15 @@ absl::Status WriteReport(const Options& options, const std::vector<StudyRow>& ro
 absl::Status RunProgram(Options options) {
   if (options.methods.empty()) {
     for (const StudyMethod& method : StudyMethods()) options.methods.push_back(method.name);
+  }
+  for (const std::string& name : options.methods) {
+    const bool known = std::any_of(StudyMethods().begin(), StudyMethods().end(),
+                                   [&](const StudyMethod& method) { return method.name == name; });
+    if (!known && options.yaml.empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--methods: '", name,
+                       "' is none of tests/quality/methods.cc; say what it is with --yaml"));
+    }
   }
   RETURN_IF_ERROR(Env::Posix()->CreateDirs(options.curves));
   Study study(options);
