@@ -391,14 +391,35 @@ void Coordinator::Publish() {
   published.aggregation_error = next->aggregation_error;
   published.round = round_;
   published.counts = counts_;
-  state_ = published.state;
+  candidate_ = published.state;
   actions_.push_back(std::move(published));
   EndRound();
   phase_ = Phase::kPublishing;
 }
 
+void Coordinator::Restore(ModelState state, absl::string_view reason) {
+  FEDGE_CHECK(phase_ != Phase::kPublishing && state.version == state_.version + 1);
+  if (phase_ == Phase::kCollecting) Abandon(std::string(reason));
+  candidate_ = state;
+  VersionPublished restored;
+  restored.state = std::move(state);
+  actions_.push_back(std::move(restored));
+  phase_ = Phase::kPublishing;
+}
+
 void Coordinator::ConfirmPublished(uint64_t version, absl::Duration now) {
-  FEDGE_CHECK(phase_ == Phase::kPublishing && version == state_.version);
+  FEDGE_CHECK(phase_ == Phase::kPublishing && version == candidate_->version);
+  state_ = *std::exchange(candidate_, std::nullopt);
+  GoOn(now);
+}
+
+void Coordinator::RejectCandidate(uint64_t version, absl::Duration now) {
+  FEDGE_CHECK(phase_ == Phase::kPublishing && version == candidate_->version);
+  candidate_.reset();
+  GoOn(now);
+}
+
+void Coordinator::GoOn(absl::Duration now) {
   if (static_cast<int64_t>(state_.version) >= plan_.rounds) {
     phase_ = Phase::kFinished;
     actions_.push_back(RunCompleted{state_.version});

@@ -106,7 +106,7 @@ struct TaskFailed {  // the node said so
   std::string node_id;
   std::string error;
 };
-struct VersionPublished {  // store it, then call ConfirmPublished
+struct VersionPublished {  // a candidate: store it and ConfirmPublished, or RejectCandidate
   ModelState state;
   uint64_t round = 0;
   RoundCounts counts;
@@ -165,6 +165,12 @@ class Coordinator {
   void Tick(absl::Duration now);
   // The version of the last VersionPublished is durable: it may be served, the next round starts.
   void ConfirmPublished(uint64_t version, absl::Duration now);
+  // It was refused instead: its round ends without a version, the next one trains the version of
+  // before.
+  void RejectCandidate(uint64_t version, absl::Duration now);
+  // Makes `state`, whose version must be the next one, the candidate of a VersionPublished of round
+  // 0; an open round is abandoned for `reason`. Not while publishing().
+  void Restore(ModelState state, absl::string_view reason);
 
   // Actions since the last call, in order.
   std::vector<CoordinatorAction> TakeActions();
@@ -213,11 +219,13 @@ class Coordinator {
   void EndRound();                                // moves the cohort to past_
   void Publish();
   void Abandon(std::string reason);
+  void GoOn(absl::Duration now);  // after a candidate was settled
   void Settle(Participation& participation, NodeState state);
   void CheckCounts() const;
 
   RunPlan plan_;
   ModelState state_;
+  std::optional<ModelState> candidate_;  // of VersionPublished, until it is settled
   uint64_t round_;
   Phase phase_ = Phase::kWaiting;
   bool first_round_started_ = false;

@@ -45,7 +45,7 @@ class Storm {
         coordinator.ReportFailure(node, AnyRound(), "storm");
         break;
       case 2:
-        if (coordinator.publishing()) coordinator.ConfirmPublished(coordinator.version(), now_);
+        if (coordinator.publishing()) coordinator.ConfirmPublished(coordinator.version() + 1, now_);
         break;
       case 3:
       case 4:

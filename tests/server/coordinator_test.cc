@@ -394,6 +394,43 @@ TEST(CoordinatorTest, AbandonsAnAggregateThatCannotBeServed) {
   EXPECT_EQ(coordinator.adapter().values()[3], 65500.0f);
 }
 
+TEST(CoordinatorTest, TrainsTheVersionOfBeforeAfterARefusedCandidate) {
+  Rounds rounds;
+  rounds.CheckInAll(4);
+  for (uint64_t i = 0; i < 4; ++i) rounds.Submit(NodeName(i), {.seed = i});
+  EXPECT_EQ(rounds.Take<VersionPublished>()->state.version, 1u);
+  EXPECT_EQ(rounds.coordinator.version(), 0u);
+  rounds.coordinator.RejectCandidate(1, kStart);
+  const auto started = rounds.Take<RoundStarted>();
+  EXPECT_EQ(started->round, 2u);
+  EXPECT_EQ(started->base_version, 0u);
+  EXPECT_TRUE(rounds.coordinator.adapter().values() == TinyAdapter().values());
+  for (uint64_t i = 0; i < 4; ++i) rounds.Submit(NodeName(i), {.round = 2, .seed = 9 + i});
+  rounds.coordinator.ConfirmPublished(1, kStart);
+  EXPECT_EQ(rounds.coordinator.version(), 1u);
+}
+
+TEST(CoordinatorTest, RestoresAStateAsTheNextVersion) {
+  Rounds rounds;
+  rounds.CheckInAll(4);
+  rounds.Submit("node-00", {.seed = 1});
+  LoraAdapter other = TinyAdapter();
+  other.values()[3] = 7;
+  rounds.coordinator.Restore(ModelState{other, {}, 1, {}}, "rolled back");
+  const std::vector<CoordinatorAction> actions = rounds.coordinator.TakeActions();
+  ASSERT_GE(actions.size(), 2u);
+  const auto* const abandoned = std::get_if<RoundAbandoned>(&actions[actions.size() - 2]);
+  ASSERT_NE(abandoned, nullptr);
+  EXPECT_EQ(abandoned->reason, "rolled back");
+  const auto* const restored = std::get_if<VersionPublished>(&actions.back());
+  ASSERT_NE(restored, nullptr);
+  EXPECT_EQ(restored->round, 0u);
+  EXPECT_TRUE(restored->contributions.empty());
+  rounds.coordinator.ConfirmPublished(1, kStart);
+  EXPECT_EQ(rounds.coordinator.adapter().values()[3], 7);
+  EXPECT_EQ(rounds.Take<RoundStarted>()->base_version, 1u);
+}
+
 TEST(CoordinatorTest, FinishesAfterTheLastPublishedRound) {
   Rounds rounds;
   rounds.CheckInAll(4);

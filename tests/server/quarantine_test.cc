@@ -88,7 +88,7 @@ TEST(QuarantineTest, ARunDrawsOthersAndSaysWhy) {
                     {.round = round, .base_version = rounds.coordinator.version(), .seed = node});
     }
     ASSERT_TRUE(rounds.coordinator.publishing()) << round;
-    rounds.coordinator.ConfirmPublished(rounds.coordinator.version(), testing::kStart);
+    rounds.coordinator.ConfirmPublished(rounds.coordinator.version() + 1, testing::kStart);
   }
   EXPECT_GE(held_rounds, 15u);
 }
