@@ -1,0 +1,25 @@
+// The commands of fedge-client, one file each (command_*.cc). A command adds its flags to the
+// program and hands back what runs it.
+#ifndef FEDGE_CLIENT_COMMANDS_H_
+#define FEDGE_CLIENT_COMMANDS_H_
+
+#include <functional>
+
+#include "absl/status/status.h"
+
+namespace CLI {
+class App;
+}  // namespace CLI
+
+namespace fedge {
+
+struct ClientCommand {
+  CLI::App* app = nullptr;  // parsed: this command was asked for
+  std::function<absl::Status()> run;
+};
+
+ClientCommand AddRunCommand(CLI::App& program);
+
+}  // namespace fedge
+
+#endif  // FEDGE_CLIENT_COMMANDS_H_
