@@ -28,7 +28,7 @@ forbid server 'client/|tools/|tests/'
 forbid client 'server/|tools/|tests/'
 forbid tools 'tests/'
 
-order=(base config tensor adapter formats model training codec)
+order=(base security config tensor adapter formats model training codec)
 for i in "${!order[@]}"; do
   for ((j = i + 1; j < ${#order[@]}; j++)); do
     # The codec knows adapters, not models; the order below it is a chain.

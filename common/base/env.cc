@@ -205,11 +205,25 @@ absl::StatusOr<std::string> Env::ReadFile(absl::string_view path, uint64_t max_b
   return std::string(file->bytes());
 }
 
-absl::Status Env::WriteFileAtomic(absl::string_view path, absl::string_view data) {
+absl::Status Env::SetPermissions(absl::string_view path, uint32_t mode) {
+  if (chmod(std::string(path).c_str(), static_cast<mode_t>(mode & 0777)) == 0) {
+    return absl::OkStatus();
+  }
+  return ErrnoStatus("change the permissions", path, errno);
+}
+
+absl::StatusOr<uint32_t> Env::Permissions(absl::string_view path) {
+  struct stat info;
+  if (stat(std::string(path).c_str(), &info) != 0) return ErrnoStatus("stat", path, errno);
+  return static_cast<uint32_t>(info.st_mode & 0777);
+}
+
+absl::Status Env::WriteFileAtomic(absl::string_view path, absl::string_view data, uint32_t mode) {
   static std::atomic<uint64_t> counter{0};
   const std::string temporary = absl::StrCat(path, ".tmp-", getpid(), "-", counter.fetch_add(1));
   const auto write = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(std::unique_ptr<WritableFile> file, OpenForWrite(temporary));
+    if (mode != 0) RETURN_IF_ERROR(SetPermissions(temporary, mode));
     RETURN_IF_ERROR(FEDGE_FAILPOINT_RUN("file.write", file->Append(data)));
     RETURN_IF_ERROR(FEDGE_FAILPOINT_RUN("file.sync", file->Sync()));
     RETURN_IF_ERROR(file->Close());

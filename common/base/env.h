@@ -57,6 +57,9 @@ class Env {
   virtual absl::StatusOr<uint64_t> FileSize(absl::string_view path) = 0;
   // Names (not paths) in `dir`, sorted; folders end in "/".
   virtual absl::StatusOr<std::vector<std::string>> ListDir(absl::string_view dir) = 0;
+  // Who may read, write and enter: the nine lowest bits of the mode, e.g. 0600.
+  virtual absl::Status SetPermissions(absl::string_view path, uint32_t mode);
+  virtual absl::StatusOr<uint32_t> Permissions(absl::string_view path);
 
   bool Exists(absl::string_view path);
   bool IsDirectory(absl::string_view path);
@@ -67,8 +70,9 @@ class Env {
   // Writes beside `path`, syncs, renames over it and syncs the folder: a reader sees the old file
   // or the new one, never a part. On error the old file is untouched and nothing is left beside it,
   // with two exceptions: if only the folder's sync fails, the new file is in place but a power cut
-  // may bring the old one back; if removing fails too, a file "<path>.tmp-..." stays.
-  absl::Status WriteFileAtomic(absl::string_view path, absl::string_view data);
+  // may bring the old one back; if removing fails too, a file "<path>.tmp-..." stays. With a
+  // `mode`, nobody whom it keeps out could ever read a byte of `data`.
+  absl::Status WriteFileAtomic(absl::string_view path, absl::string_view data, uint32_t mode = 0);
 };
 
 std::string JoinPath(absl::string_view a, absl::string_view b);
