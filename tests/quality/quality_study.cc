@@ -163,6 +163,7 @@ class Study {
     simulation.centralized = false;
     simulation.label_questions = 0;
     simulation.eval_tokens = 8000;
+    simulation.device_eval_tokens = 0;
     simulation.out_dir = JoinPath(options_.curves, "run");
     SimulationEnvironment environment;
     environment.env = Env::Posix();

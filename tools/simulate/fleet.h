@@ -31,7 +31,7 @@ struct FleetOptions {
   uint64_t state_memory_bytes = uint64_t{256} << 20;  // residuals beyond it go to spill_dir
   std::string spill_dir;
   Env* env = nullptr;
-  int64_t max_validation_tokens = 512;  // of each task's own look at its held-out data
+  int64_t max_validation_tokens = 0;  // of each task's own look at its held-out data
   bool keep_examples = true;            // tokenize once, for more memory
   std::function<bool()> stopping;
 };

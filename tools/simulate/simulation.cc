@@ -196,6 +196,7 @@ absl::Status Simulation::StartServer() {
       server_, SimulatedServer::Start(plan_, initial_, JoinPath(files_->scratch_dir(), "server"),
                                       &clock_, environment_.env));
   FleetOptions fleet;
+  fleet.max_validation_tokens = options_.device_eval_tokens;
   fleet.clock = &clock_;
   fleet.seed = plan_.seed;
   fleet.state_memory_bytes = options_.state_memory_bytes;

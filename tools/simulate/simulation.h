@@ -40,6 +40,7 @@ struct SimulationOptions {
   bool keep_updates = false;  // write each node's encoded update to <out>/updates
   int64_t eval_tokens = 20'000;
   int64_t eval_tokens_per_node = 1000;
+  int64_t device_eval_tokens = 512;  // of each task's own look at its held-out data; 0: none
   int64_t label_questions = 400;
   int64_t label_every = 5;  // rounds
   uint64_t state_memory_bytes = uint64_t{256} << 20;
