@@ -7,8 +7,6 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/rng.h"
 #include "common/base/status.h"
-#include "server/robust_aggregation.h"
-#include "server/task_plan.h"
 
 namespace fedge {
 namespace {
@@ -16,41 +14,7 @@ namespace {
 // Closed rounds whose verdicts are still answered from memory; the store has the rest.
 constexpr size_t kRememberedRounds = 16;
 
-// The number of bytes of the UTF-8 sequence at the start of `text`, 0 when it is not one
-// (RFC 3629: no surrogates, no overlong forms, at most U+10FFFF).
-size_t Utf8SequenceLength(absl::string_view text) {
-  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
-  const uint8_t lead = byte(0);
-  if (lead < 0x80) return 1;
-  const size_t length = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : 2;
-  if (lead < 0xC2 || lead > 0xF4 || text.size() < length) return 0;
-  for (size_t i = 1; i < length; ++i) {
-    if ((byte(i) & 0xC0) != 0x80) return 0;
-  }
-  const bool overlong = (lead == 0xE0 && byte(1) < 0xA0) || (lead == 0xF0 && byte(1) < 0x90);
-  const bool outside = (lead == 0xED && byte(1) > 0x9F) || (lead == 0xF4 && byte(1) > 0x8F);
-  return overlong || outside ? 0 : length;
-}
-
 }  // namespace
-
-absl::Status CheckNodeId(absl::string_view id) {
-  if (id.empty() || id.size() > kMaxNodeIdBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("node id: has ", id.size(), " bytes, allowed are 1 to ", kMaxNodeIdBytes));
-  }
-  for (absl::string_view rest = id; !rest.empty();) {
-    const size_t length = Utf8SequenceLength(rest);
-    if (length == 0) return absl::InvalidArgumentError("node id: is not UTF-8");
-    const uint8_t first = static_cast<uint8_t>(rest[0]);
-    const bool c1_control = length == 2 && first == 0xC2 && static_cast<uint8_t>(rest[1]) < 0xA0;
-    if (first < 0x20 || first == 0x7F || c1_control) {
-      return absl::InvalidArgumentError("node id: holds a control character");
-    }
-    rest.remove_prefix(length);
-  }
-  return absl::OkStatus();
-}
 
 absl::string_view VerdictName(Verdict verdict) {
   switch (verdict) {
@@ -86,7 +50,7 @@ size_t Coordinator::NodesNeeded() const {
 
 int64_t Coordinator::Quorum() const {
   // The small subtraction keeps products such as 0.07 * 100 from needing one more.
-  const double exact = plan_.quorum * static_cast<double>(counts_.assigned);
+  const double exact = plan_.quorum * static_cast<double>(cohort_.counts().assigned);
   return std::max<int64_t>(1, static_cast<int64_t>(std::ceil(exact - 1e-9)));
 }
 
@@ -124,16 +88,16 @@ CheckInDecision Coordinator::Decide(absl::string_view node_id, absl::Duration no
     case Phase::kCollecting:
       break;
   }
-  const auto member = cohort_.find(node_id);
-  if (member == cohort_.end()) {
+  const Participation* const member = cohort_.Find(node_id);
+  if (member == nullptr) {
     std::string reason = quarantine_.Reason(node_id, round_);
     if (reason.empty()) reason = absl::StrCat("not selected for round ", round_);
     return RetryLater{plan_.retry, plan_.retry * 2, std::move(reason)};
   }
-  if (member->second.state != NodeState::kAssigned) {
+  if (member->state != NodeState::kAssigned) {
     return RetryLater{plan_.retry, plan_.retry * 2,
-                      absl::StrCat("round ", round_, " waits for ", counts_.pending,
-                                   " more of its ", counts_.assigned, " nodes")};
+                      absl::StrCat("round ", round_, " waits for ", cohort_.counts().pending,
+                                   " more of its ", cohort_.counts().assigned, " nodes")};
   }
   TaskAssignment task;
   task.round = round_;
@@ -163,16 +127,12 @@ void Coordinator::MaybeStartRound(absl::Duration now) {
 }
 
 void Coordinator::OpenRound(const std::vector<std::string>& cohort, absl::Duration now) {
-  cohort_.clear();
-  for (const std::string& node : cohort) cohort_[node];
-  counts_.assigned = counts_.pending = static_cast<int64_t>(cohort.size());
-  aggregator_ =
-      std::make_unique<UpdateAggregator>(plan_.lora, MakeAggregatorOptions(plan_, state_.version));
-  if (KeepsUpdates()) held_ = std::make_unique<HeldUpdates>();
+  cohort_ = Cohort();
+  for (const std::string& node : cohort) cohort_.Add(node);
+  updates_ = std::make_unique<RoundUpdates>(plan_, state_);
   deadline_ = now + plan_.round_deadline;
   first_round_started_ = true;
   phase_ = Phase::kCollecting;
-  CheckCounts();
 }
 
 void Coordinator::ResumeRound(const std::vector<std::string>& cohort, absl::Duration now) {
@@ -182,13 +142,13 @@ void Coordinator::ResumeRound(const std::vector<std::string>& cohort, absl::Dura
 }
 
 UpdateVerdict Coordinator::ResumeUpdate(absl::string_view node_id, ReceivedUpdate update) {
-  return Judge(node_id, cohort_.find(node_id)->second, std::move(update));
+  return Judge(node_id, *cohort_.Find(node_id), std::move(update));
 }
 
 void Coordinator::ResumeFailure(absl::string_view node_id, absl::string_view error) {
-  Participation& participation = cohort_.find(node_id)->second;
+  Participation& participation = *cohort_.Find(node_id);
   participation.reason = std::string(error);
-  Settle(participation, NodeState::kDropped);
+  cohort_.Settle(participation, NodeState::kDropped);
 }
 
 std::optional<UpdateVerdict> Coordinator::KnownVerdict(absl::string_view node_id, uint64_t round,
@@ -201,13 +161,13 @@ std::optional<UpdateVerdict> Coordinator::KnownVerdict(absl::string_view node_id
   const auto past = past_.find(round);
   if (!is_open && past == past_.end()) return late;
   Cohort& cohort = is_open ? cohort_ : past->second;
-  const auto member = cohort.find(node_id);
-  if (member == cohort.end()) {
+  Participation* const member = cohort.Find(node_id);
+  if (member == nullptr) {
     return UpdateVerdict{
         Verdict::kRejected,
         absl::StrCat("node '", node_id, "' is not in the cohort of round ", round)};
   }
-  Participation& participation = member->second;
+  Participation& participation = *member;
   switch (participation.state) {
     case NodeState::kAssigned:
       return std::nullopt;
@@ -218,7 +178,7 @@ std::optional<UpdateVerdict> Coordinator::KnownVerdict(absl::string_view node_id
       }
       if (!participation.late) {
         participation.late = true;
-        ++counts_.late;
+        ++late_;
         actions_.push_back(UpdateJudged{round, std::string(node_id), digest, 0, 0, late});
       }
       return late;
@@ -236,7 +196,7 @@ std::optional<UpdateVerdict> Coordinator::KnownVerdict(absl::string_view node_id
 }
 
 bool Coordinator::InOpenCohort(absl::string_view node_id, uint64_t round) const {
-  return phase_ == Phase::kCollecting && round == round_ && cohort_.find(node_id) != cohort_.end();
+  return phase_ == Phase::kCollecting && round == round_ && cohort_.Find(node_id) != nullptr;
 }
 
 UpdateVerdict Coordinator::SubmitUpdate(absl::string_view node_id, uint64_t round,
@@ -245,83 +205,47 @@ UpdateVerdict Coordinator::SubmitUpdate(absl::string_view node_id, uint64_t roun
     return *known;
   }
   // Only a pending member of the open round comes here.
-  Participation& participation = cohort_.find(node_id)->second;
-  UpdateVerdict verdict = Judge(node_id, participation, std::move(update));
-  actions_.push_back(UpdateJudged{round, std::string(node_id), participation.digest,
-                                  participation.weight, participation.wire_bytes, verdict});
+  UpdateJudged judged{.round = round,
+                      .node_id = std::string(node_id),
+                      .digest = update.digest,
+                      .wire_bytes = update.wire_bytes};
+  judged.verdict = Judge(node_id, *cohort_.Find(node_id), std::move(update), &judged.weight);
+  UpdateVerdict verdict = judged.verdict;
+  actions_.push_back(std::move(judged));
   MaybeCloseRound(/*deadline_passed=*/false);
   return verdict;
 }
 
 UpdateVerdict Coordinator::Judge(absl::string_view node_id, Participation& participation,
-                                 ReceivedUpdate update) {
+                                 ReceivedUpdate update, uint64_t* weight) {
   participation.digest = update.digest;
-  participation.wire_bytes = update.wire_bytes;
   absl::Status status = update.admitted.status();
   if (status.ok()) {
-    status = Accept(node_id, *std::move(update.admitted), participation);
+    const absl::StatusOr<uint64_t> added = updates_->Add(node_id, std::move(update));
+    status = added.status();
+    if (added.ok() && weight != nullptr) *weight = *added;
   }
   participation.reason = std::string(status.message());
   quarantine_.Note(node_id, round_, status.ok());
-  Settle(participation, status.ok() ? NodeState::kAccepted : NodeState::kRejected);
+  cohort_.Settle(participation, status.ok() ? NodeState::kAccepted : NodeState::kRejected);
   return {status.ok() ? Verdict::kAccepted : Verdict::kRejected, participation.reason};
 }
 
-absl::Status Coordinator::Accept(absl::string_view node_id, AdmittedUpdate update,
-                                 Participation& participation) {
-  FEDGE_CHECK(update.round == round_ && update.base_version == state_.version);
-  RETURN_IF_ERROR(BoundNorm(plan_.admission, typical_norm(state_), update));
-  RETURN_IF_ERROR(aggregator_->Accumulate({.layout = &update.layout,
-                                           .coordinates = update.update.coordinates,
-                                           .values = update.update.values},
-                                          update.weight));
-  participation.weight = update.weight;
-  participation.rms = update.rms();
-  if (held_ != nullptr) held_->Add(node_id, std::move(update));
-  return absl::OkStatus();
-}
-
-double& Coordinator::typical_norm(ModelState& state) const {
-  return state.typical_norm[NormSlot(SliceOf(plan_, state_.version))];
+RoundCounts Coordinator::counts() const {
+  RoundCounts counts = cohort_.counts();
+  counts.late = late_;
+  return counts;
 }
 
 void Coordinator::ReportFailure(absl::string_view node_id, uint64_t round,
                                 absl::string_view error) {
   if (phase_ != Phase::kCollecting || round != round_) return;
-  const auto member = cohort_.find(node_id);
-  if (member == cohort_.end() || member->second.state != NodeState::kAssigned) return;
-  member->second.reason = std::string(error);
-  Settle(member->second, NodeState::kDropped);
-  actions_.push_back(TaskFailed{round, std::string(node_id), member->second.reason});
+  Participation* const member = cohort_.Find(node_id);
+  if (member == nullptr || member->state != NodeState::kAssigned) return;
+  member->reason = std::string(error);
+  cohort_.Settle(*member, NodeState::kDropped);
+  actions_.push_back(TaskFailed{round, std::string(node_id), member->reason});
   MaybeCloseRound(/*deadline_passed=*/false);
-}
-
-void Coordinator::Settle(Participation& participation, NodeState state) {
-  FEDGE_CHECK(participation.state == NodeState::kAssigned);
-  participation.state = state;
-  --counts_.pending;
-  switch (state) {
-    case NodeState::kAccepted:
-      ++counts_.accepted;
-      break;
-    case NodeState::kRejected:
-      ++counts_.rejected;
-      break;
-    default:
-      ++counts_.dropped;
-      break;
-  }
-  CheckCounts();
-}
-
-void Coordinator::CheckCounts() const {
-  FEDGE_CHECK(counts_.pending >= 0 &&
-                  counts_.assigned ==
-                      counts_.pending + counts_.accepted + counts_.rejected + counts_.dropped &&
-                  counts_.assigned == static_cast<int64_t>(cohort_.size()),
-              "round ", round_, ": assigned ", counts_.assigned, ", pending ", counts_.pending,
-              ", accepted ", counts_.accepted, ", rejected ", counts_.rejected, ", dropped ",
-              counts_.dropped);
 }
 
 void Coordinator::Tick(absl::Duration now) {
@@ -329,68 +253,41 @@ void Coordinator::Tick(absl::Duration now) {
 }
 
 void Coordinator::MaybeCloseRound(bool deadline_passed) {
-  if (counts_.pending > 0 && !deadline_passed) return;
-  for (auto& [node, participation] : cohort_) {
+  if (cohort_.counts().pending > 0 && !deadline_passed) return;
+  for (auto& [node, participation] : cohort_.members()) {
     if (participation.state != NodeState::kAssigned) continue;
-    Settle(participation, NodeState::kDropped);
+    cohort_.Settle(participation, NodeState::kDropped);
     nodes_.erase(node);  // it counts as gone until it checks in again
   }
-  if (counts_.accepted >= Quorum()) return Publish();
-  Abandon(absl::StrCat(counts_.accepted, " of ", counts_.assigned, " updates accepted, ", Quorum(),
-                       " needed"));
+  if (cohort_.counts().accepted >= Quorum()) return Publish();
+  Abandon(absl::StrCat(cohort_.counts().accepted, " of ", cohort_.counts().assigned,
+                       " updates accepted, ", Quorum(), " needed"));
 }
 
 void Coordinator::EndRound() {
   past_[round_] = std::move(cohort_);
-  cohort_.clear();
+  cohort_ = Cohort();
+  late_ = 0;
   if (past_.size() > kRememberedRounds) past_.erase(past_.begin());
-  aggregator_.reset();
-  held_.reset();
-  counts_ = RoundCounts();
+  updates_.reset();
   ++round_;
 }
 
 void Coordinator::Abandon(std::string reason) {
-  actions_.push_back(RoundAbandoned{round_, counts_, std::move(reason)});
+  actions_.push_back(RoundAbandoned{round_, counts(), std::move(reason)});
   EndRound();
   phase_ = Phase::kWaiting;  // the next check-in starts another attempt
 }
 
-bool Coordinator::IsBounded() const {
-  const size_t slot = NormSlot(SliceOf(plan_, state_.version));
-  return plan_.admission.norm_bound == NormBound::kOff || plan_.admission.max_norm > 0 ||
-         state_.typical_norm[slot] > 0;
-}
-
-bool Coordinator::KeepsUpdates() const {
-  return plan_.robust.rule != RobustRule::kNone || !IsBounded();
-}
-
-absl::StatusOr<NextVersion> Coordinator::CloseUpdates(std::vector<Contribution>& contributions) {
-  if (held_ == nullptr) return CloseRound(plan_, state_, *aggregator_);
-  if (!IsBounded()) held_->ClipToMedian(plan_.admission.norm_ratio);
-  std::vector<uint64_t> weights;
-  ASSIGN_OR_RETURN(NextVersion next, CloseRobustRound(plan_, state_, *held_, weights));
-  for (size_t i = 0; i < weights.size(); ++i) contributions[i].weight = weights[i];
-  return next;
-}
-
 void Coordinator::Publish() {
+  absl::StatusOr<ClosedRound> closed = updates_->Close();
+  if (!closed.ok()) return Abandon(std::string(closed.status().message()));
   VersionPublished published;
-  std::vector<double> norms;
-  for (const auto& [node, participation] : cohort_) {
-    if (participation.state != NodeState::kAccepted) continue;
-    published.contributions.push_back(
-        {node, participation.digest, participation.weight, participation.wire_bytes});
-    norms.push_back(participation.rms);
-  }
-  absl::StatusOr<NextVersion> next = CloseUpdates(published.contributions);
-  if (!next.ok()) return Abandon(std::string(next.status().message()));
-  typical_norm(next->state) = LowerMedian(std::move(norms));
-  published.state = std::move(next->state);
-  published.aggregation_error = next->aggregation_error;
+  published.contributions = std::move(closed->contributions);
+  published.aggregation_error = closed->next.aggregation_error;
+  published.state = std::move(closed->next.state);
   published.round = round_;
-  published.counts = counts_;
+  published.counts = counts();
   candidate_ = published.state;
   actions_.push_back(std::move(published));
   EndRound();

@@ -29,30 +29,16 @@
 #include "common/adapter/lora_adapter.h"
 #include "common/base/digest.h"
 #include "server/aggregation.h"
-#include "server/aggregator.h"
+#include "server/cohort.h"
+#include "server/node_id.h"
 #include "server/quarantine.h"
+#include "server/round_updates.h"
 #include "server/run_plan.h"
 #include "server/update_admission.h"
-#include "server/update_source.h"
 
 namespace fedge {
 
 inline constexpr size_t kMaxKnownNodes = 1'000'000;
-inline constexpr size_t kMaxNodeIdBytes = 128;
-
-// InvalidArgument unless `id` is 1..128 bytes of UTF-8 without control characters.
-absl::Status CheckNodeId(absl::string_view id);
-
-// Counts of a round's cohort; assigned = pending + accepted + rejected + dropped at all times
-// (CHECKed).
-struct RoundCounts {
-  int64_t assigned = 0;
-  int64_t pending = 0;
-  int64_t accepted = 0;
-  int64_t rejected = 0;
-  int64_t dropped = 0;
-  int64_t late = 0;  // dropped members of earlier rounds whose update came during this one
-};
 
 // What a check-in is answered with.
 struct TaskAssignment {
@@ -79,14 +65,6 @@ struct UpdateVerdict {
   std::string reason;
 };
 
-// One accepted update in a version.
-struct Contribution {
-  std::string node_id;
-  Digest digest;
-  uint64_t weight = 0;
-  uint64_t wire_bytes = 0;
-};
-
 // Things the owner must do after an event, in order.
 struct RoundStarted {  // record it before an assignment of this round goes out
   uint64_t round = 0;
@@ -99,7 +77,7 @@ struct UpdateJudged {  // record it before the receipt goes out; once a node and
   Digest digest;
   uint64_t weight = 0;      // of an accepted update
   uint64_t wire_bytes = 0;  // 0 for a late one: its bytes are not looked at
-  UpdateVerdict verdict;
+  UpdateVerdict verdict = {};
 };
 struct TaskFailed {  // the node said so
   uint64_t round = 0;
@@ -130,6 +108,8 @@ class Coordinator {
   // `state`: version 0 = what every device starts from, or the last published version after a
   // restart; `next_round` (>= 1) is the number of the next round, greater than all started before.
   Coordinator(RunPlan plan, ModelState state, uint64_t next_round = 1);
+  Coordinator(const Coordinator&) = delete;
+  Coordinator& operator=(const Coordinator&) = delete;
 
   // A stored verdict on an update of an earlier round; before ResumeRound, in the order of rounds.
   void ResumeVerdict(absl::string_view node_id, uint64_t round, bool accepted) {
@@ -182,46 +162,23 @@ class Coordinator {
   bool collecting() const { return phase_ == Phase::kCollecting; }
   bool publishing() const { return phase_ == Phase::kPublishing; }
   bool finished() const { return phase_ == Phase::kFinished; }
-  RoundCounts counts() const { return counts_; }  // of the open round; between rounds only `late`
+  RoundCounts counts() const;  // of the open round; between rounds only `late`
   size_t known_nodes() const { return nodes_.size(); }
 
  private:
   enum class Phase { kWaiting, kCollecting, kPublishing, kFinished };
-  enum class NodeState { kAssigned, kAccepted, kRejected, kDropped };
-  struct Participation {
-    NodeState state = NodeState::kAssigned;
-    Digest digest;
-    std::string reason;  // of a rejection or a failure
-    uint64_t weight = 0;
-    uint64_t wire_bytes = 0;
-    double rms = 0;  // of an accepted update
-    bool late = false;
-  };
-  using Cohort = std::map<std::string, Participation, std::less<>>;
-
   size_t NodesNeeded() const;
   int64_t Quorum() const;
   CheckInDecision Decide(absl::string_view node_id, absl::Duration now) const;
   void MaybeStartRound(absl::Duration now);
   void OpenRound(const std::vector<std::string>& cohort, absl::Duration now);
   UpdateVerdict Judge(absl::string_view node_id, Participation& participation,
-                      ReceivedUpdate update);
+                      ReceivedUpdate update, uint64_t* weight = nullptr);
   void MaybeCloseRound(bool deadline_passed);
-  // Bounds the update and adds it to what the round has.
-  absl::Status Accept(absl::string_view node_id, AdmittedUpdate update,
-                      Participation& participation);
-  // Whether the next version needs the round's updates one by one.
-  bool KeepsUpdates() const;
-  absl::StatusOr<NextVersion> CloseUpdates(std::vector<Contribution>& contributions);
-  // Whether the norm bound of this round is known, or there is none.
-  bool IsBounded() const;
-  double& typical_norm(ModelState& state) const;  // of what the round trains
-  void EndRound();                                // moves the cohort to past_
+  void EndRound();  // moves the cohort to past_
   void Publish();
   void Abandon(std::string reason);
   void GoOn(absl::Duration now);  // after a candidate was settled
-  void Settle(Participation& participation, NodeState state);
-  void CheckCounts() const;
 
   RunPlan plan_;
   ModelState state_;
@@ -233,10 +190,9 @@ class Coordinator {
   std::set<std::string, std::less<>> nodes_;  // checked in, and not silent at a deadline since
   Cohort cohort_;
   std::map<uint64_t, Cohort> past_;  // the newest few, to answer repetitions of lost receipts
-  RoundCounts counts_;
+  int64_t late_ = 0;                 // since the last round ended
   Quarantine quarantine_;
-  std::unique_ptr<UpdateAggregator> aggregator_;
-  std::unique_ptr<HeldUpdates> held_;  // if KeepsUpdates; the sums are then only a check
+  std::unique_ptr<RoundUpdates> updates_;  // of the open round
   std::vector<CoordinatorAction> actions_;
 };
 

@@ -1,0 +1,60 @@
+#include "server/round_updates.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/base/status.h"
+#include "server/robust_aggregation.h"
+#include "server/task_plan.h"
+
+namespace fedge {
+
+RoundUpdates::RoundUpdates(const RunPlan& plan, const ModelState& before)
+    : plan_(plan), before_(before), sums_(plan.lora, MakeAggregatorOptions(plan, before.version)) {
+  if (plan_.robust.rule != RobustRule::kNone || !IsBounded()) {
+    held_ = std::make_unique<HeldUpdates>();
+  }
+}
+
+size_t RoundUpdates::slot() const { return NormSlot(SliceOf(plan_, before_.version)); }
+
+bool RoundUpdates::IsBounded() const {
+  return plan_.admission.norm_bound == NormBound::kOff || plan_.admission.max_norm > 0 ||
+         before_.typical_norm[slot()] > 0;
+}
+
+absl::StatusOr<uint64_t> RoundUpdates::Add(absl::string_view node, ReceivedUpdate received) {
+  AdmittedUpdate& update = *received.admitted;
+  FEDGE_CHECK(update.base_version == before_.version);
+  RETURN_IF_ERROR(BoundNorm(plan_.admission, before_.typical_norm[slot()], update));
+  RETURN_IF_ERROR(sums_.Accumulate({.layout = &update.layout,
+                                    .coordinates = update.update.coordinates,
+                                    .values = update.update.values},
+                                   update.weight));
+  const uint64_t weight = update.weight;
+  contributions_.push_back({std::string(node), received.digest, weight, received.wire_bytes});
+  norms_.push_back(update.rms());
+  if (held_ != nullptr) held_->Add(node, std::move(update));
+  return weight;
+}
+
+absl::StatusOr<NextVersion> RoundUpdates::CloseSums(std::vector<Contribution>& contributions) {
+  if (held_ == nullptr) return CloseRound(plan_, before_, sums_);
+  if (!IsBounded()) held_->ClipToMedian(plan_.admission.norm_ratio);
+  std::vector<uint64_t> weights;
+  ASSIGN_OR_RETURN(NextVersion next, CloseRobustRound(plan_, before_, *held_, weights));
+  for (size_t i = 0; i < weights.size(); ++i) contributions[i].weight = weights[i];
+  return next;
+}
+
+absl::StatusOr<ClosedRound> RoundUpdates::Close() {
+  ClosedRound closed;
+  closed.contributions = std::move(contributions_);
+  std::sort(closed.contributions.begin(), closed.contributions.end(),
+            [](const Contribution& a, const Contribution& b) { return a.node_id < b.node_id; });
+  ASSIGN_OR_RETURN(closed.next, CloseSums(closed.contributions));
+  closed.next.state.typical_norm[slot()] = LowerMedian(std::move(norms_));
+  return closed;
+}
+
+}  // namespace fedge

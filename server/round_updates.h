@@ -1,0 +1,65 @@
+// What an open round has taken in: updates within the norm bound, their exact sums and, where the
+// next version needs them one by one, the updates.
+#ifndef FEDGE_SERVER_ROUND_UPDATES_H_
+#define FEDGE_SERVER_ROUND_UPDATES_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "common/base/digest.h"
+#include "server/aggregation.h"
+#include "server/aggregator.h"
+#include "server/run_plan.h"
+#include "server/update_admission.h"
+#include "server/update_source.h"
+
+namespace fedge {
+
+// One accepted update in a version.
+struct Contribution {
+  std::string node_id;
+  Digest digest;
+  uint64_t weight = 0;
+  uint64_t wire_bytes = 0;
+};
+
+struct ClosedRound {
+  NextVersion next;
+  std::vector<Contribution> contributions;  // sorted by node
+};
+
+// The result has the same bits for any order of the updates. Not thread-safe.
+class RoundUpdates {
+ public:
+  // Of a round that trains `before`. Both must outlive this object and stay as they are.
+  RoundUpdates(const RunPlan& plan, const ModelState& before);
+
+  // `update.admitted` must be OK and of the round's base version. On error (the norm bound's, the
+  // sums') nothing is added. Returns the update's weight.
+  absl::StatusOr<uint64_t> Add(absl::string_view node, ReceivedUpdate update);
+  // The next version; at least one update was added. OutOfRange: CloseRound's.
+  absl::StatusOr<ClosedRound> Close();
+
+ private:
+  size_t slot() const;
+  // Whether the norm bound of this round is known, or there is none.
+  bool IsBounded() const;
+  absl::StatusOr<NextVersion> CloseSums(std::vector<Contribution>& contributions);
+
+  const RunPlan& plan_;
+  const ModelState& before_;
+  UpdateAggregator sums_;
+  std::unique_ptr<HeldUpdates> held_;  // with a robust rule or no bound yet; the sums are then only
+                                       // a check
+  std::vector<Contribution> contributions_;
+  std::vector<double> norms_;  // rms()
+};
+
+}  // namespace fedge
+
+#endif  // FEDGE_SERVER_ROUND_UPDATES_H_
