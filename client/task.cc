@@ -54,6 +54,10 @@ absl::Status ParseTraining(const v1::TrainingPlan& plan, const BaseModel& base, 
     return OutOfBounds("lora_dropout", plan.lora_dropout(), "[0, 0.99]");
   }
   task->training.lora_dropout = plan.lora_dropout();
+  if (!Within(plan.proximal_mu(), 0, 1000)) {
+    return OutOfBounds("proximal_mu", plan.proximal_mu(), "[0, 1000]");
+  }
+  task->training.proximal_mu = plan.proximal_mu();
   task->training.steps = plan.steps();
   task->training.batch_size = plan.batch_size();
   task->training.length = plan.length();

@@ -136,6 +136,11 @@ int64_t AdamW::StateBytes(int64_t size, int moment_bits) {
   return 2 * size * static_cast<int64_t>(sizeof(float));
 }
 
+void AddProximalGradient(float mu, absl::Span<const float> values, absl::Span<const float> start,
+                         absl::Span<float> gradient) {
+  for (size_t i = 0; i < gradient.size(); ++i) gradient[i] += mu * (values[i] - start[i]);
+}
+
 double ClipByGlobalNorm(double max_norm, absl::Span<float> gradient) {
   // Eight independent sums in a fixed order: no chain of dependent additions, same bits everywhere.
   double sums[8] = {};

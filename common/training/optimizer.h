@@ -59,6 +59,11 @@ class AdamW {
 // before (not finite when the gradient is not: nothing is scaled then).
 double ClipByGlobalNorm(double max_norm, absl::Span<float> gradient);
 
+// Adds the gradient of mu / 2 ||values - start||^2: FedProx's pull towards the global version. All
+// of one size.
+void AddProximalGradient(float mu, absl::Span<const float> values, absl::Span<const float> start,
+                         absl::Span<float> gradient);
+
 enum class Schedule { kConstant, kLinear, kCosine };
 
 struct LearningRate {

@@ -33,6 +33,10 @@ absl::Status CheckOptions(const TrainOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("LoRA dropout ", options.lora_dropout, " is not in [0, 1)"));
   }
+  if (!(options.proximal_mu >= 0 && std::isfinite(options.proximal_mu))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the proximal term's mu must be at least 0, not ", options.proximal_mu));
+  }
   if (options.adamw.moment_bits != 32 && options.adamw.moment_bits != 8) {
     return absl::InvalidArgumentError(absl::StrCat(
         "optimizer moments of ", options.adamw.moment_bits, " bits; known are 32 and 8"));
@@ -172,6 +176,8 @@ absl::StatusOr<TrainResult> TrainAdapter(Transformer& transformer,
   ASSIGN_OR_RETURN(SliceLayout layout, SliceLayout::Create(adapter.spec(), options.slice));
   SlicedOptimizer optimizer(std::move(layout), options);
   std::vector<float> gradient(adapter.values().size());
+  std::vector<float> start;  // only of a proximal term
+  if (options.proximal_mu > 0) start.assign(adapter.values().begin(), adapter.values().end());
   double loss_sum = 0;
   for (int64_t step = 1; step <= options.steps; ++step) {
     const Batch batch = sampler.Next();
@@ -182,6 +188,9 @@ absl::StatusOr<TrainResult> TrainAdapter(Transformer& transformer,
                                             dropout, absl::MakeSpan(gradient));
     const float rate = options.learning_rate.At(step - 1);
     if (!std::isfinite(loss.nats)) return NotFinite("loss", step, rate);
+    if (!start.empty()) {
+      AddProximalGradient(options.proximal_mu, adapter.values(), start, absl::MakeSpan(gradient));
+    }
     const double norm = optimizer.Step(absl::MakeSpan(gradient), rate, adapter.values());
     if (!std::isfinite(norm)) return NotFinite("gradient", step, rate);
 

@@ -27,6 +27,8 @@ struct TrainOptions {
   float lora_plus_ratio = 1;  // B's learning rate, in A's (LoRA+: Hayou, Ghosh, Yu 2024, say 16)
   // Part of what the adapters of the layers read that each step leaves out, in [0, 1).
   float lora_dropout = 0;
+  // FedProx: mu (w - start) is added to the gradient, before it is clipped (Li et al. 2020, eq. 2).
+  float proximal_mu = 0;
   AdamWOptions adamw;
   // Of the products with the frozen weights; gradients differ by about 1 % of their length.
   Precision precision = Precision::kBFloat16;

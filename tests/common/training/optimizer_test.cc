@@ -149,6 +149,14 @@ TEST(ClipByGlobalNormTest, ReportsANormThatIsNotFiniteWithoutScaling) {
   EXPECT_EQ(gradient[0], 1.0f);
 }
 
+TEST(AddProximalGradientTest, IsTheGradientOfTheSquaredDistance) {
+  const std::vector<float> start = {1.0f, -2.0f, 0.5f};
+  const std::vector<float> values = {1.5f, -2.0f, -0.25f};
+  std::vector<float> gradient = {10.0f, 20.0f, 30.0f};
+  AddProximalGradient(2.0f, values, start, absl::MakeSpan(gradient));
+  EXPECT_EQ(gradient, (std::vector<float>{11.0f, 20.0f, 28.5f}));  // + 2 * {0.5, 0, -0.75}
+}
+
 TEST(LearningRateTest, WarmsUpThenFallsAlongACosine) {
   const LearningRate rate{1.0f, Schedule::kCosine, 4, 104, 0.2f};
   EXPECT_FLOAT_EQ(rate.At(0), 0.25f);

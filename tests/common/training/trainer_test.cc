@@ -134,6 +134,37 @@ TEST_F(TrainerTest, LoraPlusMovesBByTheRatioInTheFirstStep) {
   }
 }
 
+TEST_F(TrainerTest, TheProximalTermPullsBackToTheStart) {
+  options_.clip_norm = 0;
+  const auto norms = [&](float mu) {
+    options_.proximal_mu = mu;
+    options_.steps = 2;
+    LoraAdapter adapter = NewAdapter();
+    std::vector<double> seen;
+    EXPECT_TRUE(Train(adapter, 1, [&](const TrainProgress& p) {
+                  seen.push_back(p.grad_norm);
+                  return true;
+                }).ok());
+    return seen;
+  };
+  const std::vector<double> plain = norms(0), pulled = norms(1000);
+  EXPECT_EQ(pulled[0], plain[0]);  // there is no distance yet
+  options_.proximal_mu = 0;
+  options_.steps = 1;
+  LoraAdapter moved = NewAdapter();
+  ASSERT_TRUE(Train(moved).ok());
+  const LoraAdapter start = NewAdapter();
+  double square = 0;
+  for (size_t i = 0; i < start.values().size(); ++i) {
+    square += std::pow(double{moved.values()[i]} - double{start.values()[i]}, 2);
+  }
+  const double pull = 1000 * std::sqrt(square);
+  EXPECT_GT(pull, 10 * plain[1]);
+  EXPECT_NEAR(pulled[1], pull, plain[1]);  // the triangle inequality
+  options_.proximal_mu = -1;
+  EXPECT_EQ(Train(moved).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST_F(TrainerTest, DropoutIsTheSameForAnyThreadsAndWithinRoundingForAnyPasses) {
   options_.precision = Precision::kFloat32;
   options_.lora_dropout = 0.3f;
