@@ -4,9 +4,10 @@
 
 namespace fedge {
 
-Participation& Cohort::Add(absl::string_view node) {
+Participation& Cohort::Add(absl::string_view node, absl::Duration now) {
   const auto [place, is_new] = members_.try_emplace(std::string(node));
   FEDGE_CHECK(is_new, "node '", node, "' is in the cohort already");
+  place->second.last_sign = now;
   ++counts_.assigned;
   ++counts_.pending;
   CheckCounts();
@@ -23,13 +24,26 @@ const Participation* Cohort::Find(absl::string_view node) const {
   return found == members_.end() ? nullptr : &found->second;
 }
 
+int64_t& Cohort::CountOf(NodeState state) {
+  switch (state) {
+    case NodeState::kAssigned:
+      return counts_.pending;
+    case NodeState::kAccepted:
+      return counts_.accepted;
+    case NodeState::kRejected:
+      return counts_.rejected;
+    case NodeState::kGivenUp:
+    case NodeState::kDropped:
+      break;
+  }
+  return counts_.dropped;
+}
+
 void Cohort::Settle(Participation& participation, NodeState state) {
-  FEDGE_CHECK(participation.state == NodeState::kAssigned && state != NodeState::kAssigned);
+  FEDGE_CHECK(participation.is_open() && state != participation.state);
+  --CountOf(participation.state);
+  ++CountOf(state);
   participation.state = state;
-  --counts_.pending;
-  ++(state == NodeState::kAccepted   ? counts_.accepted
-     : state == NodeState::kRejected ? counts_.rejected
-                                     : counts_.dropped);
   CheckCounts();
 }
 

@@ -1,7 +1,7 @@
+// What nodes ask and send. How rounds begin and end: coordinator_rounds.cc.
 #include "server/coordinator.h"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -9,12 +9,6 @@
 #include "common/base/status.h"
 
 namespace fedge {
-namespace {
-
-// Closed rounds whose verdicts are still answered from memory; the store has the rest.
-constexpr size_t kRememberedRounds = 16;
-
-}  // namespace
 
 absl::string_view VerdictName(Verdict verdict) {
   switch (verdict) {
@@ -24,6 +18,8 @@ absl::string_view VerdictName(Verdict verdict) {
       return "rejected";
     case Verdict::kLate:
       return "late";
+    case Verdict::kLater:
+      return "not yet";
   }
   FEDGE_CHECK(false, "verdict ", static_cast<int>(verdict));
 }
@@ -32,49 +28,39 @@ Coordinator::Coordinator(RunPlan plan, ModelState state, uint64_t next_round)
     : plan_(std::move(plan)),
       state_(std::move(state)),
       round_(next_round),
-      quarantine_(plan_.admission.quarantine_after, plan_.admission.quarantine_rounds) {
+      speeds_(plan_.steps * plan_.batch_size * plan_.length),
+      quarantine_(plan_.admission.quarantine_after, plan_.admission.quarantine_rounds),
+      early_stopping_(plan_.pace.patience, plan_.pace.min_improvement) {
   FEDGE_CHECK(next_round >= 1);
   FEDGE_CHECK(state_.adapter.spec().layout_hash() == plan_.lora.layout_hash());
-  if (static_cast<int64_t>(state_.version) >= plan_.rounds) {
-    phase_ = Phase::kFinished;
-    actions_.push_back(RunCompleted{state_.version});
-  }
-}
-
-size_t Coordinator::NodesNeeded() const {
-  if (!first_round_started_) return static_cast<size_t>(plan_.min_nodes);
-  // Later rounds go on with fewer, as long as a usual cohort's quorum can be reached.
-  const double usual = static_cast<double>(std::min(plan_.nodes_per_round, plan_.min_nodes));
-  return static_cast<size_t>(std::max(1.0, std::ceil(plan_.quorum * usual - 1e-9)));
-}
-
-int64_t Coordinator::Quorum() const {
-  // The small subtraction keeps products such as 0.07 * 100 from needing one more.
-  const double exact = plan_.quorum * static_cast<double>(cohort_.counts().assigned);
-  return std::max<int64_t>(1, static_cast<int64_t>(std::ceil(exact - 1e-9)));
+  FinishIfDone();
 }
 
 absl::StatusOr<CheckInDecision> Coordinator::CheckIn(absl::string_view node_id,
-                                                     const Digest& base_model, absl::Duration now) {
+                                                     const Digest& base_model, absl::Duration now,
+                                                     double tokens_per_second) {
   RETURN_IF_ERROR(CheckNodeId(node_id));
   if (base_model != plan_.base_model) {
     return absl::FailedPreconditionError(absl::StrCat(
         "base model: the device holds ", base_model.Hex(), ", run '", plan_.run_id, "' trains ",
         plan_.base_model.Hex(), "; give the device the run's model file"));
   }
-  if (nodes_.find(node_id) == nodes_.end()) {
-    if (nodes_.size() >= kMaxKnownNodes) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("check-in: the limit of ", kMaxKnownNodes, " nodes is reached"));
-    }
-    nodes_.emplace(node_id);
+  if (nodes_.find(node_id) == nodes_.end() && nodes_.size() >= kMaxKnownNodes) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("check-in: the limit of ", kMaxKnownNodes, " nodes is reached"));
   }
+  NoteDownload(node_id, now);
   Tick(now);
+  nodes_.emplace(node_id);
+  speeds_.NoteRate(node_id, tokens_per_second);
+  // Who asks for work is not busy with that of a round that is over.
+  const auto task = under_way_.find(node_id);
+  if (task != under_way_.end() && !IsOpen(task->second)) under_way_.erase(task);
   MaybeStartRound(now);
   return Decide(node_id, now);
 }
 
-CheckInDecision Coordinator::Decide(absl::string_view node_id, absl::Duration now) const {
+CheckInDecision Coordinator::Decide(absl::string_view node_id, absl::Duration now) {
   switch (phase_) {
     case Phase::kFinished:
       return RunEnded{state_.version};
@@ -83,120 +69,169 @@ CheckInDecision Coordinator::Decide(absl::string_view node_id, absl::Duration no
                         absl::StrCat("round ", round_ - 1, " is being aggregated")};
     case Phase::kWaiting:
       return RetryLater{plan_.retry, plan_.retry * 2,
-                        absl::StrCat("waiting for nodes: ", nodes_.size(), " of ", NodesNeeded(),
+                        absl::StrCat("waiting for nodes: ", NodesAvailable(), " of ", NodesNeeded(),
                                      " have checked in")};
     case Phase::kCollecting:
       break;
   }
-  const Participation* const member = cohort_.Find(node_id);
+  if (Participation* const task = TaskOf(node_id, now)) return Assign(node_id, *task, now);
+  return RetryLater{plan_.retry, plan_.retry * 2, WhyNot(node_id)};
+}
+
+Participation* Coordinator::TaskOf(absl::string_view node_id, absl::Duration now) {
+  Participation* const member = cohort_.Find(node_id);
   if (member == nullptr) {
-    std::string reason = quarantine_.Reason(node_id, round_);
-    if (reason.empty()) reason = absl::StrCat("not selected for round ", round_);
-    return RetryLater{plan_.retry, plan_.retry * 2, std::move(reason)};
+    return Places() > 0 && !IsKeptOut(node_id) ? &AddMember(node_id, now) : nullptr;
   }
-  if (member->state != NodeState::kAssigned) {
-    return RetryLater{plan_.retry, plan_.retry * 2,
-                      absl::StrCat("round ", round_, " waits for ", cohort_.counts().pending,
-                                   " more of its ", cohort_.counts().assigned, " nodes")};
+  if (member->state == NodeState::kGivenUp) {  // it is back
+    cohort_.Settle(*member, NodeState::kAssigned);
+    vacancies_ = std::max<int64_t>(0, vacancies_ - 1);
+    under_way_[std::string(node_id)] = round_;
   }
-  TaskAssignment task;
-  task.round = round_;
-  task.adapter_version = state_.version;
-  task.deadline = std::max(deadline_ - now, absl::ZeroDuration());
-  task.seed = Rng::Stream(plan_.seed, absl::StrCat("task/", node_id), round_).Next();
-  return task;
+  return member->state == NodeState::kAssigned ? member : nullptr;
 }
 
-void Coordinator::MaybeStartRound(absl::Duration now) {
-  if (phase_ != Phase::kWaiting || nodes_.size() < NodesNeeded()) return;
-  std::vector<std::string> sample;
-  for (const std::string& node : nodes_) {
-    if (!quarantine_.Holds(node, round_)) sample.push_back(node);
+// Rather than stand still, a run goes on with nodes in quarantine.
+bool Coordinator::IsKeptOut(absl::string_view node_id) const {
+  if (!quarantine_.Holds(node_id, round_)) return false;
+  size_t others = 0;
+  for (auto node = nodes_.begin(); node != nodes_.end() && others < NodesNeeded(); ++node) {
+    others += !quarantine_.Holds(*node, round_);
   }
-  // Rather than stand still, a run draws them: their updates are judged as any.
-  if (sample.size() < NodesNeeded()) sample.assign(nodes_.begin(), nodes_.end());
-  Rng rng = Rng::Stream(plan_.seed, "cohort", round_);
-  const size_t size = std::min(sample.size(), static_cast<size_t>(plan_.nodes_per_round));
-  for (size_t i = 0; i < size; ++i) {  // the first `size` steps of Fisher-Yates
-    std::swap(sample[i], sample[i + static_cast<size_t>(rng.Below(sample.size() - i))]);
+  return others >= NodesNeeded();
+}
+
+TaskAssignment Coordinator::Assign(absl::string_view node_id, Participation& task,
+                                   absl::Duration now) {
+  if (!task.told) {
+    task.told = true;
+    task.told_at = now;
   }
-  sample.resize(size);
-  std::sort(sample.begin(), sample.end());
-  OpenRound(sample, now);
-  actions_.push_back(RoundStarted{round_, state_.version, std::move(sample)});
+  task.last_sign = now;
+  next_lease_end_ = std::min(next_lease_end_, LeaseEnd(node_id, task));
+  TaskAssignment assignment;
+  assignment.round = round_;
+  assignment.adapter_version = state_.version;
+  assignment.deadline = deadline_ - now;
+  if (plan_.pace.max_staleness > 0) {  // what comes after the round is not lost
+    const absl::Duration spent = now - task.told_at.value_or(now);
+    assignment.deadline = std::max(assignment.deadline, plan_.round_deadline - spent);
+  }
+  assignment.deadline = std::max(assignment.deadline, absl::ZeroDuration());
+  assignment.seed = Rng::Stream(plan_.seed, absl::StrCat("task/", node_id), round_).Next();
+  return assignment;
 }
 
-void Coordinator::OpenRound(const std::vector<std::string>& cohort, absl::Duration now) {
-  cohort_ = Cohort();
-  for (const std::string& node : cohort) cohort_.Add(node);
-  updates_ = std::make_unique<RoundUpdates>(plan_, state_);
-  deadline_ = now + plan_.round_deadline;
-  first_round_started_ = true;
-  phase_ = Phase::kCollecting;
+std::string Coordinator::WhyNot(absl::string_view node_id) const {
+  const RoundCounts& counts = cohort_.counts();
+  if (const Participation* const member = cohort_.Find(node_id)) {
+    if (plan_.pace.is_async) {
+      return absl::StrCat("round ", round_, " has had this node's update");
+    }
+    return absl::StrCat("round ", round_, " waits for ", counts.pending, " more of its ",
+                        counts.assigned, " nodes");
+  }
+  std::string reason = quarantine_.Reason(node_id, round_);
+  if (!reason.empty()) return reason;
+  if (plan_.pace.is_async) return absl::StrCat(under_way_.size(), " nodes are training already");
+  return absl::StrCat("not selected for round ", round_);
 }
 
-void Coordinator::ResumeRound(const std::vector<std::string>& cohort, absl::Duration now) {
-  FEDGE_CHECK(phase_ == Phase::kWaiting && nodes_.empty() && !cohort.empty());
-  nodes_.insert(cohort.begin(), cohort.end());
-  OpenRound(cohort, now);
+void Coordinator::NoteDownload(absl::string_view node_id, absl::Duration now) {
+  const auto task = under_way_.find(node_id);
+  if (task == under_way_.end()) return;
+  Cohort* const cohort = FindCohort(task->second);
+  if (cohort == nullptr) return;
+  cohort->Find(node_id)->last_sign = now;
 }
 
-UpdateVerdict Coordinator::ResumeUpdate(absl::string_view node_id, ReceivedUpdate update) {
-  return Judge(node_id, *cohort_.Find(node_id), std::move(update));
+void Coordinator::NoteUpload(absl::string_view node_id, uint64_t round, absl::Duration now) {
+  Cohort* const cohort = FindCohort(round);
+  Participation* const task = cohort == nullptr ? nullptr : cohort->Find(node_id);
+  if (task == nullptr) return;
+  task->last_sign = now;
+  if (phase_ != Phase::kWaiting) return;
+  // It has done its work: a run that waits for nodes may count on it.
+  if (!plan_.pace.is_async) LeaveTask(node_id, round);
+  if (nodes_.size() < kMaxKnownNodes) nodes_.emplace(node_id);
+  MaybeStartRound(now);
 }
 
-void Coordinator::ResumeFailure(absl::string_view node_id, absl::string_view error) {
-  Participation& participation = *cohort_.Find(node_id);
-  participation.reason = std::string(error);
-  cohort_.Settle(participation, NodeState::kDropped);
+void Coordinator::LeaveTask(absl::string_view node_id, uint64_t round) {
+  const auto task = under_way_.find(node_id);
+  if (task != under_way_.end() && task->second == round) under_way_.erase(task);
+}
+
+const Cohort* Coordinator::FindCohort(uint64_t round) const {
+  if (IsOpen(round)) return &cohort_;
+  const auto past = past_.find(round);
+  return past == past_.end() ? nullptr : &past->second;
+}
+
+std::optional<uint64_t> Coordinator::BaseVersion(uint64_t round) const {
+  const Cohort* const cohort = FindCohort(round);
+  if (cohort == nullptr) return std::nullopt;
+  return cohort->base_version();
+}
+
+bool Coordinator::IsTooOld(const Cohort& cohort) const {
+  const auto staleness = static_cast<int64_t>(state_.version - cohort.base_version());
+  return plan_.pace.max_staleness == 0 || staleness > plan_.pace.max_staleness;
+}
+
+bool Coordinator::HasOpenTask(absl::string_view node_id, uint64_t round) const {
+  const Cohort* const cohort = FindCohort(round);
+  const Participation* const task = cohort == nullptr ? nullptr : cohort->Find(node_id);
+  return task != nullptr && task->is_open() && (IsOpen(round) || !IsTooOld(*cohort));
+}
+
+UpdateVerdict Coordinator::TellLate(absl::string_view node_id, uint64_t round, Participation& task,
+                                    const Digest& digest) {
+  UpdateVerdict late{Verdict::kLate, absl::StrCat("round ", round, " is over")};
+  LeaveTask(node_id, round);
+  if (!task.late) {
+    task.late = true;
+    ++late_;
+    actions_.push_back(UpdateJudged{
+        .round = round, .node_id = std::string(node_id), .digest = digest, .verdict = late});
+  }
+  return late;
 }
 
 std::optional<UpdateVerdict> Coordinator::KnownVerdict(absl::string_view node_id, uint64_t round,
                                                        const Digest& digest) {
-  const bool is_open = phase_ == Phase::kCollecting && round == round_;
-  if (!is_open && round >= round_) {
+  if (!IsOpen(round) && round >= round_) {
     return UpdateVerdict{Verdict::kRejected, absl::StrCat("round ", round, " has not started")};
   }
-  const UpdateVerdict late{Verdict::kLate, absl::StrCat("round ", round, " is over")};
-  const auto past = past_.find(round);
-  if (!is_open && past == past_.end()) return late;
-  Cohort& cohort = is_open ? cohort_ : past->second;
-  Participation* const member = cohort.Find(node_id);
-  if (member == nullptr) {
+  Cohort* const cohort = FindCohort(round);
+  if (cohort == nullptr) {
+    return UpdateVerdict{Verdict::kLate, absl::StrCat("round ", round, " is over")};
+  }
+  Participation* const task = cohort->Find(node_id);
+  if (task == nullptr) {
     return UpdateVerdict{
         Verdict::kRejected,
         absl::StrCat("node '", node_id, "' is not in the cohort of round ", round)};
   }
-  Participation& participation = *member;
-  switch (participation.state) {
-    case NodeState::kAssigned:
-      return std::nullopt;
-    case NodeState::kDropped:
-      if (is_open) {
-        return UpdateVerdict{Verdict::kRejected,
-                             absl::StrCat("the node gave up its task of round ", round)};
-      }
-      if (!participation.late) {
-        participation.late = true;
-        ++late_;
-        actions_.push_back(UpdateJudged{round, std::string(node_id), digest, 0, 0, late});
-      }
-      return late;
-    case NodeState::kAccepted:
-    case NodeState::kRejected:
-      break;
+  if (task->is_open()) {
+    if (IsOpen(round)) return std::nullopt;
+    if (IsTooOld(*cohort) || finished()) return TellLate(node_id, round, *task, digest);
+    if (collecting()) return std::nullopt;
+    return UpdateVerdict{Verdict::kLater, absl::StrCat("round ", round,
+                                                       " is over and the next one "
+                                                       "has not begun; send the update again")};
   }
-  if (participation.digest != digest) {
+  if (task->state == NodeState::kDropped) {
+    if (!IsOpen(round)) return TellLate(node_id, round, *task, digest);
+    return UpdateVerdict{Verdict::kRejected,
+                         absl::StrCat("the node gave up its task of round ", round)};
+  }
+  if (task->digest != digest) {
     return UpdateVerdict{Verdict::kRejected, absl::StrCat("another update of this node for round ",
                                                           round, " was judged already")};
   }
   return UpdateVerdict{
-      participation.state == NodeState::kAccepted ? Verdict::kAccepted : Verdict::kRejected,
-      participation.reason};
-}
-
-bool Coordinator::InOpenCohort(absl::string_view node_id, uint64_t round) const {
-  return phase_ == Phase::kCollecting && round == round_ && cohort_.Find(node_id) != nullptr;
+      task->state == NodeState::kAccepted ? Verdict::kAccepted : Verdict::kRejected, task->reason};
 }
 
 UpdateVerdict Coordinator::SubmitUpdate(absl::string_view node_id, uint64_t round,
@@ -204,126 +239,56 @@ UpdateVerdict Coordinator::SubmitUpdate(absl::string_view node_id, uint64_t roun
   if (std::optional<UpdateVerdict> known = KnownVerdict(node_id, round, update.digest)) {
     return *known;
   }
-  // Only a pending member of the open round comes here.
   UpdateJudged judged{.round = round,
+                      .counted = round_,
                       .node_id = std::string(node_id),
                       .digest = update.digest,
                       .wire_bytes = update.wire_bytes};
-  judged.verdict = Judge(node_id, *cohort_.Find(node_id), std::move(update), &judged.weight);
+  judged.verdict = Judge(node_id, round, std::move(update), &judged.weight);
   UpdateVerdict verdict = judged.verdict;
+  const Participation& task = *FindCohort(round)->Find(node_id);
+  if (task.told_at) speeds_.NoteTask(node_id, task.last_sign - *task.told_at);
   actions_.push_back(std::move(judged));
-  MaybeCloseRound(/*deadline_passed=*/false);
+  MaybeCloseRound(/*deadline_passed=*/false, task.last_sign);
   return verdict;
 }
 
-UpdateVerdict Coordinator::Judge(absl::string_view node_id, Participation& participation,
-                                 ReceivedUpdate update, uint64_t* weight) {
-  participation.digest = update.digest;
+UpdateVerdict Coordinator::Judge(absl::string_view node_id, uint64_t round, ReceivedUpdate update,
+                                 uint64_t* weight) {
+  Cohort& cohort = *FindCohort(round);
+  Participation& task = *cohort.Find(node_id);
+  task.digest = update.digest;
   absl::Status status = update.admitted.status();
   if (status.ok()) {
     const absl::StatusOr<uint64_t> added = updates_->Add(node_id, std::move(update));
     status = added.status();
     if (added.ok() && weight != nullptr) *weight = *added;
   }
-  participation.reason = std::string(status.message());
+  task.reason = std::string(status.message());
   quarantine_.Note(node_id, round_, status.ok());
-  cohort_.Settle(participation, status.ok() ? NodeState::kAccepted : NodeState::kRejected);
-  return {status.ok() ? Verdict::kAccepted : Verdict::kRejected, participation.reason};
-}
-
-RoundCounts Coordinator::counts() const {
-  RoundCounts counts = cohort_.counts();
-  counts.late = late_;
-  return counts;
+  if (!IsOpen(round)) ++(status.ok() ? folded_ : late_);
+  cohort.Settle(task, status.ok() ? NodeState::kAccepted : NodeState::kRejected);
+  LeaveTask(node_id, round);
+  return {status.ok() ? Verdict::kAccepted : Verdict::kRejected, task.reason};
 }
 
 void Coordinator::ReportFailure(absl::string_view node_id, uint64_t round,
                                 absl::string_view error) {
-  if (phase_ != Phase::kCollecting || round != round_) return;
-  Participation* const member = cohort_.Find(node_id);
-  if (member == nullptr || member->state != NodeState::kAssigned) return;
-  member->reason = std::string(error);
-  cohort_.Settle(*member, NodeState::kDropped);
-  actions_.push_back(TaskFailed{round, std::string(node_id), member->reason});
-  MaybeCloseRound(/*deadline_passed=*/false);
+  if (!HasOpenTask(node_id, round)) return;
+  Cohort& cohort = *FindCohort(round);
+  Participation& task = *cohort.Find(node_id);
+  task.reason = std::string(error);
+  cohort.Settle(task, NodeState::kDropped);
+  LeaveTask(node_id, round);
+  actions_.push_back(TaskFailed{round, std::string(node_id), task.reason});
+  if (IsOpen(round)) MaybeCloseRound(/*deadline_passed=*/false, task.last_sign);
 }
 
-void Coordinator::Tick(absl::Duration now) {
-  if (phase_ == Phase::kCollecting && now >= deadline_) MaybeCloseRound(/*deadline_passed=*/true);
-}
-
-void Coordinator::MaybeCloseRound(bool deadline_passed) {
-  if (cohort_.counts().pending > 0 && !deadline_passed) return;
-  for (auto& [node, participation] : cohort_.members()) {
-    if (participation.state != NodeState::kAssigned) continue;
-    cohort_.Settle(participation, NodeState::kDropped);
-    nodes_.erase(node);  // it counts as gone until it checks in again
-  }
-  if (cohort_.counts().accepted >= Quorum()) return Publish();
-  Abandon(absl::StrCat(cohort_.counts().accepted, " of ", cohort_.counts().assigned,
-                       " updates accepted, ", Quorum(), " needed"));
-}
-
-void Coordinator::EndRound() {
-  past_[round_] = std::move(cohort_);
-  cohort_ = Cohort();
-  late_ = 0;
-  if (past_.size() > kRememberedRounds) past_.erase(past_.begin());
-  updates_.reset();
-  ++round_;
-}
-
-void Coordinator::Abandon(std::string reason) {
-  actions_.push_back(RoundAbandoned{round_, counts(), std::move(reason)});
-  EndRound();
-  phase_ = Phase::kWaiting;  // the next check-in starts another attempt
-}
-
-void Coordinator::Publish() {
-  absl::StatusOr<ClosedRound> closed = updates_->Close();
-  if (!closed.ok()) return Abandon(std::string(closed.status().message()));
-  VersionPublished published;
-  published.contributions = std::move(closed->contributions);
-  published.aggregation_error = closed->next.aggregation_error;
-  published.state = std::move(closed->next.state);
-  published.round = round_;
-  published.counts = counts();
-  candidate_ = published.state;
-  actions_.push_back(std::move(published));
-  EndRound();
-  phase_ = Phase::kPublishing;
-}
-
-void Coordinator::Restore(ModelState state, absl::string_view reason) {
-  FEDGE_CHECK(phase_ != Phase::kPublishing && state.version == state_.version + 1);
-  if (phase_ == Phase::kCollecting) Abandon(std::string(reason));
-  candidate_ = state;
-  VersionPublished restored;
-  restored.state = std::move(state);
-  actions_.push_back(std::move(restored));
-  phase_ = Phase::kPublishing;
-}
-
-void Coordinator::ConfirmPublished(uint64_t version, absl::Duration now) {
-  FEDGE_CHECK(phase_ == Phase::kPublishing && version == candidate_->version);
-  state_ = *std::exchange(candidate_, std::nullopt);
-  GoOn(now);
-}
-
-void Coordinator::RejectCandidate(uint64_t version, absl::Duration now) {
-  FEDGE_CHECK(phase_ == Phase::kPublishing && version == candidate_->version);
-  candidate_.reset();
-  GoOn(now);
-}
-
-void Coordinator::GoOn(absl::Duration now) {
-  if (static_cast<int64_t>(state_.version) >= plan_.rounds) {
-    phase_ = Phase::kFinished;
-    actions_.push_back(RunCompleted{state_.version});
-    return;
-  }
-  phase_ = Phase::kWaiting;
-  MaybeStartRound(now);
+RoundCounts Coordinator::counts() const {
+  RoundCounts counts = cohort_.counts();
+  counts.folded = folded_;
+  counts.late = late_;
+  return counts;
 }
 
 std::vector<CoordinatorAction> Coordinator::TakeActions() { return std::exchange(actions_, {}); }

@@ -4,12 +4,17 @@
 //
 //   run:   WAITING -> COLLECTING -> PUBLISHING -> COLLECTING ... -> FINISHED
 //             ^___________| abandoned: too few updates; the next attempt has the next number
-//   node in a round: ASSIGNED -> ACCEPTED | REJECTED | DROPPED
+//   node in a round: server/cohort.h
 //
-// The cohort of a round is a seeded sample of the nodes known when it starts, sorted by id: the
-// same seed and the same nodes give the same cohort, whatever the order of arrivals. Accepted
-// updates are summed as integers (server/aggregator.h), so the published adapter has the same bytes
-// for any order too.
+// Synchronous: the cohort of a round is a seeded sample of the nodes known when it starts, sorted
+// by id: the same seed and the same nodes give the same cohort, whatever the order of arrivals. A
+// node that is given up is replaced by the next one that checks in. Asynchronous: a round is a
+// buffer. It begins with nobody; who checks in becomes a member as long as there is a place, and
+// may deliver in a later round. In both, an update of an earlier round counts in the open one while
+// its version is not too old.
+//
+// Accepted updates are summed as integers (server/aggregator.h), so the published adapter has the
+// same bytes for any order too.
 #ifndef FEDGE_SERVER_COORDINATOR_H_
 #define FEDGE_SERVER_COORDINATOR_H_
 
@@ -19,6 +24,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -30,7 +36,9 @@
 #include "common/base/digest.h"
 #include "server/aggregation.h"
 #include "server/cohort.h"
+#include "server/early_stopping.h"
 #include "server/node_id.h"
+#include "server/node_speeds.h"
 #include "server/quarantine.h"
 #include "server/round_updates.h"
 #include "server/run_plan.h"
@@ -57,7 +65,8 @@ struct RunEnded {
 };
 using CheckInDecision = std::variant<TaskAssignment, RetryLater, RunEnded>;
 
-enum class Verdict { kAccepted, kRejected, kLate };
+// kLater: none yet, as there is no open round to count it in; send it again.
+enum class Verdict { kAccepted, kRejected, kLate, kLater };
 absl::string_view VerdictName(Verdict verdict);
 
 struct UpdateVerdict {
@@ -71,8 +80,13 @@ struct RoundStarted {  // record it before an assignment of this round goes out
   uint64_t base_version = 0;
   std::vector<std::string> cohort;  // sorted
 };
+struct NodeAssigned {  // joined an open round: record it before its assignment goes out
+  uint64_t round = 0;
+  std::string node_id;
+};
 struct UpdateJudged {  // record it before the receipt goes out; once a node and round
   uint64_t round = 0;
+  uint64_t counted = 0;  // the open round that an accepted one counts in: `round`, or a later one
   std::string node_id;
   Digest digest;
   uint64_t weight = 0;      // of an accepted update
@@ -88,7 +102,7 @@ struct VersionPublished {  // a candidate: store it and ConfirmPublished, or Rej
   ModelState state;
   uint64_t round = 0;
   RoundCounts counts;
-  std::vector<Contribution> contributions;  // sorted by node
+  std::vector<Contribution> contributions;  // sorted by node, then round
   double aggregation_error = 0;             // NextVersion's
 };
 struct RoundAbandoned {
@@ -99,8 +113,8 @@ struct RoundAbandoned {
 struct RunCompleted {
   uint64_t final_version = 0;
 };
-using CoordinatorAction = std::variant<RoundStarted, UpdateJudged, TaskFailed, VersionPublished,
-                                       RoundAbandoned, RunCompleted>;
+using CoordinatorAction = std::variant<RoundStarted, NodeAssigned, UpdateJudged, TaskFailed,
+                                       VersionPublished, RoundAbandoned, RunCompleted>;
 
 // Not thread-safe: the owner serializes events. Times are Clock::Monotonic values handed in.
 class Coordinator {
@@ -115,41 +129,58 @@ class Coordinator {
   void ResumeVerdict(absl::string_view node_id, uint64_t round, bool accepted) {
     quarantine_.Note(node_id, round, accepted);
   }
+  // A round that is over whose updates may still come, and what was stored of its members; before
+  // ResumeRound, in the order of rounds.
+  void ResumePastRound(uint64_t round, uint64_t base_version,
+                       const std::vector<std::string>& cohort, absl::Duration now);
+  void ResumePastTask(uint64_t round, absl::string_view node_id, NodeState state,
+                      const Digest& digest, absl::string_view reason);
   // Continues round `next_round`, which was open when the server stopped, before any other event:
   // its whole cohort (sorted) is pending, the deadline starts anew. Then ResumeUpdate or
-  // ResumeFailure for each node that had settled, in any order, then FinishResume.
+  // ResumeFailure for each node that had settled and for each update of an earlier round that
+  // counts in this one, in any order, then FinishResume.
   void ResumeRound(const std::vector<std::string>& cohort, absl::Duration now);
   // What SubmitUpdate made of the update then, without the action.
-  UpdateVerdict ResumeUpdate(absl::string_view node_id, ReceivedUpdate update);
+  UpdateVerdict ResumeUpdate(absl::string_view node_id, uint64_t round, ReceivedUpdate update);
   void ResumeFailure(absl::string_view node_id, absl::string_view error);
-  void FinishResume() { MaybeCloseRound(/*deadline_passed=*/false); }
+  void FinishResume(absl::Duration now) { MaybeCloseRound(/*deadline_passed=*/false, now); }
 
   // InvalidArgument: bad node id. FailedPrecondition: base model differs from the run's (names both
   // hashes). ResourceExhausted: a new node, and kMaxKnownNodes are known.
+  // `tokens_per_second`: the node's own word; 0: unknown.
   absl::StatusOr<CheckInDecision> CheckIn(absl::string_view node_id, const Digest& base_model,
-                                          absl::Duration now);
+                                          absl::Duration now, double tokens_per_second = 0);
+  // Signs of life: the node downloads; it asks about or sends its update of `round`.
+  void NoteDownload(absl::string_view node_id, absl::Duration now);
+  void NoteUpload(absl::string_view node_id, uint64_t round, absl::Duration now);
 
   // What SubmitUpdate will answer whatever the bytes hold; nothing when the update is still wanted:
-  // then AdmitUpdate(plan(), round, version(), bytes) decides.
+  // then AdmitUpdate(plan(), round, *BaseVersion(round), bytes) decides.
   std::optional<UpdateVerdict> KnownVerdict(absl::string_view node_id, uint64_t round,
                                             const Digest& digest);
-  // Whether the node is in the cohort of the round that is collecting, and that is `round`.
-  bool InOpenCohort(absl::string_view node_id, uint64_t round) const;
+  // What a round trains, or trained; nothing for a round that is not open or no longer remembered.
+  std::optional<uint64_t> BaseVersion(uint64_t round) const;
+  // Whether the node has a task of that round, and its update may still count.
+  bool HasOpenTask(absl::string_view node_id, uint64_t round) const;
   // A whole update arrived; `update.admitted` is what AdmitUpdate made of it. One node's bad update
   // is its own verdict and never an error of the round. The same bytes again give the same verdict;
   // other bytes after a verdict are rejected and change nothing.
   UpdateVerdict SubmitUpdate(absl::string_view node_id, uint64_t round, ReceivedUpdate update);
-  // The device gave up on its task. Ignored unless its update is pending.
+  // The device gave up on its task. Ignored unless its update may still count.
   void ReportFailure(absl::string_view node_id, uint64_t round, absl::string_view error);
-  // Time passed: deadlines.
+  // Time passed: deadlines, leases.
   void Tick(absl::Duration now);
+  // The loss of a version on held-out data, in the order of versions. When it no longer falls
+  // (PacePlan::patience), the run ends after the open round.
+  void NoteHoldout(uint64_t version, double loss);
   // The version of the last VersionPublished is durable: it may be served, the next round starts.
   void ConfirmPublished(uint64_t version, absl::Duration now);
   // It was refused instead: its round ends without a version, the next one trains the version of
   // before.
   void RejectCandidate(uint64_t version, absl::Duration now);
   // Makes `state`, whose version must be the next one, the candidate of a VersionPublished of round
-  // 0; an open round is abandoned for `reason`. Not while publishing().
+  // 0; an open round is abandoned for `reason`, updates of earlier versions count no more. Not
+  // while publishing().
   void Restore(ModelState state, absl::string_view reason);
 
   // Actions since the last call, in order.
@@ -163,22 +194,50 @@ class Coordinator {
   bool publishing() const { return phase_ == Phase::kPublishing; }
   bool finished() const { return phase_ == Phase::kFinished; }
   RoundCounts counts() const;  // of the open round; between rounds only `late`
+  absl::Duration deadline() const { return deadline_; }  // of the open round
   size_t known_nodes() const { return nodes_.size(); }
 
  private:
   enum class Phase { kWaiting, kCollecting, kPublishing, kFinished };
+
+  // coordinator.cc: what nodes ask and send.
+  CheckInDecision Decide(absl::string_view node_id, absl::Duration now);
+  // The node's task of the open round, a new one if there is a place for it; null: neither.
+  Participation* TaskOf(absl::string_view node_id, absl::Duration now);
+  bool IsKeptOut(absl::string_view node_id) const;
+  TaskAssignment Assign(absl::string_view node_id, Participation& task, absl::Duration now);
+  std::string WhyNot(absl::string_view node_id) const;  // there is no task for it
+  bool IsOpen(uint64_t round) const { return phase_ == Phase::kCollecting && round == round_; }
+  const Cohort* FindCohort(uint64_t round) const;  // open, or remembered
+  Cohort* FindCohort(uint64_t round) {
+    return const_cast<Cohort*>(std::as_const(*this).FindCohort(round));
+  }
+  bool IsTooOld(const Cohort& cohort) const;
+  UpdateVerdict TellLate(absl::string_view node_id, uint64_t round, Participation& task,
+                         const Digest& digest);
+  UpdateVerdict Judge(absl::string_view node_id, uint64_t round, ReceivedUpdate update,
+                      uint64_t* weight = nullptr);
+  void LeaveTask(absl::string_view node_id, uint64_t round);
+
+  // coordinator_rounds.cc: how rounds begin and end.
   size_t NodesNeeded() const;
+  size_t NodesAvailable() const;
+  std::vector<std::string> DrawCohort() const;
   int64_t Quorum() const;
-  CheckInDecision Decide(absl::string_view node_id, absl::Duration now) const;
+  int64_t Places() const;  // for nodes that are not members yet
   void MaybeStartRound(absl::Duration now);
   void OpenRound(const std::vector<std::string>& cohort, absl::Duration now);
-  UpdateVerdict Judge(absl::string_view node_id, Participation& participation,
-                      ReceivedUpdate update, uint64_t* weight = nullptr);
-  void MaybeCloseRound(bool deadline_passed);
+  absl::Duration RoundTime();
+  Participation& AddMember(absl::string_view node_id, absl::Duration now);
+  absl::Duration LeaseEnd(absl::string_view node_id, const Participation& task) const;
+  void EndLeases(absl::Duration now);
+  void DropOldTasks();
+  void MaybeCloseRound(bool deadline_passed, absl::Duration now);
   void EndRound();  // moves the cohort to past_
   void Publish();
   void Abandon(std::string reason);
   void GoOn(absl::Duration now);  // after a candidate was settled
+  bool FinishIfDone();
 
   RunPlan plan_;
   ModelState state_;
@@ -186,13 +245,24 @@ class Coordinator {
   uint64_t round_;
   Phase phase_ = Phase::kWaiting;
   bool first_round_started_ = false;
-  absl::Duration deadline_;
-  std::set<std::string, std::less<>> nodes_;  // checked in, and not silent at a deadline since
-  Cohort cohort_;
-  std::map<uint64_t, Cohort> past_;  // the newest few, to answer repetitions of lost receipts
-  int64_t late_ = 0;                 // since the last round ended
+  std::set<std::string, std::less<>> nodes_;  // checked in, and not given up since
+  // The newest task of each node that has one and is believed to work on it, by its round. Of the
+  // open round or an earlier one.
+  std::map<std::string, uint64_t, std::less<>> under_way_;
+  absl::Duration next_lease_end_ = absl::InfiniteDuration();  // not later than any in under_way_
+  NodeSpeeds speeds_;
   Quarantine quarantine_;
-  std::unique_ptr<RoundUpdates> updates_;  // of the open round
+  EarlyStopping early_stopping_;
+  // The open round.
+  Cohort cohort_;
+  int64_t goal_ = 0;       // accepted updates that close it
+  int64_t vacancies_ = 0;  // members that were given up and not replaced
+  absl::Duration opened_, deadline_;
+  std::unique_ptr<RoundUpdates> updates_;
+  int64_t folded_ = 0;
+  int64_t late_ = 0;  // since the last round ended
+  // The newest few: their updates may still come, and lost receipts are repeated.
+  std::map<uint64_t, Cohort> past_;
   std::vector<CoordinatorAction> actions_;
 };
 

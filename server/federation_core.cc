@@ -25,6 +25,10 @@ bool IsOutcome(const CoordinatorAction& action) {
   return std::holds_alternative<UpdateJudged>(action) || std::holds_alternative<TaskFailed>(action);
 }
 
+bool IsAssigned(const CoordinatorAction& action) {
+  return std::holds_alternative<NodeAssigned>(action);
+}
+
 Outcome OutcomeOf(Verdict verdict) {
   switch (verdict) {
     case Verdict::kAccepted:
@@ -32,6 +36,7 @@ Outcome OutcomeOf(Verdict verdict) {
     case Verdict::kRejected:
       return Outcome::kRejected;
     case Verdict::kLate:
+    case Verdict::kLater:
       break;
   }
   return Outcome::kLate;
@@ -95,14 +100,33 @@ absl::Status FederationCore::ProcessActions() {
 }
 
 absl::Status FederationCore::HandleFirst() {
-  const auto end = std::find_if_not(unstored_.begin(), unstored_.end(), IsOutcome);
-  if (end == unstored_.begin()) {
+  const bool assigned = IsAssigned(unstored_.front());
+  if (!assigned && !IsOutcome(unstored_.front())) {
     RETURN_IF_ERROR(Handle(unstored_.front()));
     unstored_.pop_front();
     return absl::OkStatus();
   }
-  RETURN_IF_ERROR(HandleOutcomes(std::vector<CoordinatorAction>(unstored_.begin(), end)));
+  const auto end =
+      std::find_if_not(unstored_.begin(), unstored_.end(), assigned ? IsAssigned : IsOutcome);
+  const std::vector<CoordinatorAction> batch(unstored_.begin(), end);
+  RETURN_IF_ERROR(assigned ? HandleAssigned(batch) : HandleOutcomes(batch));
   unstored_.erase(unstored_.begin(), end);
+  return absl::OkStatus();
+}
+
+absl::Status FederationCore::HandleAssigned(absl::Span<const CoordinatorAction> actions) {
+  // A round ends with an action of its own, so these are of one.
+  const uint64_t round = std::get<NodeAssigned>(actions.front()).round;
+  std::vector<std::string> nodes;
+  for (const CoordinatorAction& action : actions) {
+    nodes.push_back(std::get<NodeAssigned>(action).node_id);
+  }
+  RETURN_IF_ERROR(FEDGE_FAILPOINT("core.assigned"));
+  RETURN_IF_ERROR(store_->AddMembers(plan_.run_id, round, nodes));
+  RETURN_IF_ERROR(FEDGE_FAILPOINT("core.assigned.stored"));
+  for (ServerEvents* const events : options_.events) {
+    for (const std::string& node : nodes) events->OnAssigned(round, node);
+  }
   return absl::OkStatus();
 }
 
@@ -137,6 +161,7 @@ absl::Status FederationCore::HandleOutcomes(absl::Span<const CoordinatorAction> 
     }
     const UpdateJudged& update = std::get<UpdateJudged>(action);
     record.round = update.round;
+    record.counted = update.verdict.verdict == Verdict::kAccepted ? update.counted : 0;
     record.node_id = update.node_id;
     record.outcome = OutcomeOf(update.verdict.verdict);
     record.digest = update.digest;
@@ -144,10 +169,10 @@ absl::Status FederationCore::HandleOutcomes(absl::Span<const CoordinatorAction> 
     record.wire_bytes = update.wire_bytes;
     record.reason = update.verdict.reason;
     absl::MutexLock lock(&mutex_);
-    const auto metrics = metrics_.find(update.node_id);
-    if (update.round == metrics_round_ && metrics != metrics_.end()) {
-      record.metrics = metrics->second.SerializeAsString();
-    }
+    const auto metrics = metrics_.find({update.round, update.node_id});
+    if (metrics == metrics_.end()) continue;
+    record.metrics = metrics->second.SerializeAsString();
+    if (record.counted == 0) metrics_.erase(metrics);
   }
   RETURN_IF_ERROR(FEDGE_FAILPOINT("core.update.judged"));
   RETURN_IF_ERROR(store_->RecordParticipations(plan_.run_id, records));
@@ -197,9 +222,7 @@ absl::Status FederationCore::HandlePublished(VersionPublished& published) {
   }
   {
     absl::MutexLock lock(&mutex_);
-    if (metrics_round_ == published.round) {
-      record.metrics = Summarize(published.contributions, metrics_);
-    }
+    record.metrics = Summarize(published.contributions, metrics_);
   }
   ASSIGN_OR_RETURN(Downlink::Version version,
                    downlink_.Next(published.state.adapter, published.state.version));
@@ -209,11 +232,20 @@ absl::Status FederationCore::HandlePublished(VersionPublished& published) {
   {
     absl::MutexLock lock(&mutex_);
     coordinator_->ConfirmPublished(record.version, clock_.Monotonic());
+    ForgetMetrics(published.contributions);
   }
   for (ServerEvents* const events : options_.events) {
     events->OnPublished(record, served->adapter());
   }
   return absl::OkStatus();
+}
+
+void FederationCore::ForgetMetrics(absl::Span<const Contribution> counted) {
+  for (const Contribution& part : counted) metrics_.erase({part.round, part.node_id});
+  for (auto task = metrics_.begin(); task != metrics_.end();) {
+    const auto& [round, node] = task->first;
+    task = coordinator_->HasOpenTask(node, round) ? std::next(task) : metrics_.erase(task);
+  }
 }
 
 // After such a failure nothing more is written or promised: the process has to be restarted.
@@ -281,6 +313,8 @@ void FederationCore::RecordHoldout(uint64_t version, double loss, int64_t tokens
   const absl::Status status = CheckStored(store_->RecordHoldout(plan_.run_id, version, loss));
   if (!status.ok() && !absl::IsResourceExhausted(status)) return;
   for (ServerEvents* const events : options_.events) events->OnEvaluated(version, loss, tokens);
+  absl::MutexLock lock(&mutex_);
+  coordinator_->NoteHoldout(version, loss);  // what it decides is stored by the next Tick
 }
 
 uint64_t FederationCore::version() { return downlink_.version(); }

@@ -31,6 +31,7 @@
 #include "server/coordinator.h"
 #include "server/downlink.h"
 #include "server/node_quota.h"
+#include "server/round_metrics.h"
 #include "server/server_events.h"
 #include "server/store.h"
 #include "server/upload_buffer.h"
@@ -116,6 +117,7 @@ class FederationCore {
   absl::StatusOr<ModelState> FallBack(const VersionRecord& latest, const absl::Status& damage);
   absl::Status StartCoordinator(ModelState state);
   absl::Status ResumeQuarantine(uint64_t last_round);
+  absl::Status ResumePastRounds(uint64_t before_round);
   absl::Status ContinueRound(const RoundRecord& round);
   absl::Status ResumeVerdict(const ParticipationRecord& record)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -138,6 +140,8 @@ class FederationCore {
   // The receipt for an upload whose verdict is known without its bytes.
   absl::StatusOr<std::optional<v1::UploadReceipt>> KnownReceipt(const UploadKey& key);
   absl::StatusOr<v1::UploadReceipt> Submit(const UploadKey& key, const std::string& bytes);
+  // After a version was published: what is of no use to later ones.
+  void ForgetMetrics(absl::Span<const Contribution> counted) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void NoteMetrics(absl::string_view node, uint64_t round, v1::TaskMetrics metrics);
 
   // Stores and announces what the coordinator decided, in order; all updates that were judged
@@ -151,6 +155,9 @@ class FederationCore {
   absl::Status StoreUpdate(const Digest& digest, absl::string_view bytes);
   absl::Status Handle(CoordinatorAction& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(actions_mutex_);
   absl::Status HandlePublished(VersionPublished& published)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(actions_mutex_);
+  // NodeAssigned, all of one round, in one transaction.
+  absl::Status HandleAssigned(absl::Span<const CoordinatorAction> actions)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(actions_mutex_);
   // UpdateJudged and TaskFailed, in one transaction.
   absl::Status HandleOutcomes(absl::Span<const CoordinatorAction> outcomes)
@@ -173,8 +180,8 @@ class FederationCore {
   absl::Mutex mutex_;
   std::unique_ptr<Coordinator> coordinator_ ABSL_GUARDED_BY(mutex_);
   const std::shared_ptr<GuardedQuota> quota_;
-  std::map<std::string, v1::TaskMetrics> metrics_ ABSL_GUARDED_BY(mutex_);  // of metrics_round_
-  uint64_t metrics_round_ ABSL_GUARDED_BY(mutex_) = 0;
+  // Of tasks whose updates may still count, or count in the open round.
+  std::map<TaskKey, v1::TaskMetrics> metrics_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, NodeRecord> seen_ ABSL_GUARDED_BY(mutex_);  // not stored yet
   std::set<std::string> told_ ABSL_GUARDED_BY(mutex_);              // that the run is over
   absl::Duration flushed_ ABSL_GUARDED_BY(mutex_);

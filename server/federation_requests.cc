@@ -42,6 +42,7 @@ v1::UploadReceipt MakeReceipt(const UpdateVerdict& verdict, uint64_t committed) 
       receipt.set_verdict(v1::UploadReceipt::REJECTED);
       break;
     case Verdict::kLate:
+    case Verdict::kLater:
       receipt.set_verdict(v1::UploadReceipt::LATE);
       break;
   }
@@ -107,7 +108,8 @@ absl::StatusOr<v1::CheckInResponse> FederationCore::CheckIn(const v1::CheckInReq
   CheckInDecision decision;
   {
     absl::MutexLock lock(&mutex_);
-    ASSIGN_OR_RETURN(decision, coordinator_->CheckIn(request.node_id(), *base, clock_.Monotonic()));
+    ASSIGN_OR_RETURN(decision, coordinator_->CheckIn(request.node_id(), *base, clock_.Monotonic(),
+                                                     request.device().tokens_per_second()));
     seen_[request.node_id()] = {request.node_id(), clock_.Now(),
                                 request.device().SerializeAsString()};
     if (std::holds_alternative<RunEnded>(decision)) told_.insert(request.node_id());
@@ -152,6 +154,10 @@ absl::StatusOr<v1::CheckInResponse> FederationCore::CheckIn(const v1::CheckInReq
 absl::StatusOr<std::shared_ptr<const std::string>> FederationCore::OpenDownload(
     const v1::DownloadRequest& request) {
   RETURN_IF_ERROR(TakeRequest(request.node_id()));
+  {
+    absl::MutexLock lock(&mutex_);
+    coordinator_->NoteDownload(request.node_id(), clock_.Monotonic());
+  }
   const absl::StatusOr<Digest> digest = DigestFromRaw(request.sha256());
   if (!digest.ok()) return Annotate(digest.status(), "sha256");
   std::shared_ptr<const std::string> bytes = downlink_.Find(*digest);
@@ -193,11 +199,13 @@ absl::StatusOr<std::optional<v1::UploadReceipt>> FederationCore::KnownReceipt(
   std::optional<UpdateVerdict> known;
   {
     absl::MutexLock lock(&mutex_);
+    coordinator_->NoteUpload(key.node_id, key.round, clock_.Monotonic());
     known = coordinator_->KnownVerdict(key.node_id, key.round, key.sha256);
   }
   // Also makes a verdict durable that another stream of the same node has just brought about.
   RETURN_IF_ERROR(ProcessActions());
   if (!known) return std::optional<v1::UploadReceipt>();
+  if (known->verdict == Verdict::kLater) return absl::UnavailableError(known->reason);
   if (known->verdict == Verdict::kLate) {
     ASSIGN_OR_RETURN(const std::optional<ParticipationRecord> record,
                      store_->FindParticipation(plan_.run_id, key.round, key.node_id));
@@ -228,12 +236,8 @@ void FederationCore::NoteMetrics(absl::string_view node, uint64_t round, v1::Tas
   if (!IsPlausible(metrics)) return;
   metrics.DiscardUnknownFields();
   absl::MutexLock lock(&mutex_);
-  if (!coordinator_->InOpenCohort(node, round)) return;
-  if (metrics_round_ != round) {
-    metrics_.clear();
-    metrics_round_ = round;
-  }
-  metrics_.emplace(std::string(node), std::move(metrics));
+  if (!coordinator_->HasOpenTask(node, round)) return;
+  metrics_.emplace(TaskKey(round, node), std::move(metrics));
 }
 
 absl::Status FederationCore::Report(const v1::ReportRequest& request) {
@@ -261,7 +265,7 @@ absl::StatusOr<v1::UploadReceipt> FederationCore::Submit(const UploadKey& key,
   uint64_t base_version = 0;
   {
     absl::MutexLock lock(&mutex_);
-    base_version = coordinator_->version();
+    base_version = coordinator_->BaseVersion(key.round).value_or(0);  // unknown: known to be late
   }
   RETURN_IF_ERROR(FEDGE_FAILPOINT("core.update.whole"));
   // Decoding, checking and writing need no lock: should the round end meanwhile, the verdict says
@@ -283,6 +287,7 @@ absl::StatusOr<v1::UploadReceipt> FederationCore::Submit(const UploadKey& key,
   }
   if (is_written && !counts) store_->DropUpdate(key.sha256);
   RETURN_IF_ERROR(ProcessActions());
+  if (verdict->verdict == Verdict::kLater) return absl::UnavailableError(verdict->reason);
   uploads_->Remove(key);  // only now: until here a restarted server needs its bytes
   RETURN_IF_ERROR(FEDGE_FAILPOINT("core.receipt"));
   return MakeReceipt(*verdict, key.size_bytes);
@@ -336,6 +341,10 @@ absl::StatusOr<std::optional<v1::UploadReceipt>> FederationCore::Upload::OnMessa
   }
   if (!whole && request.has_chunk()) {
     const v1::Chunk& chunk = request.chunk();
+    {
+      absl::MutexLock lock(&core_.mutex_);
+      core_.coordinator_->NoteUpload(key_->node_id, key_->round, core_.clock_.Monotonic());
+    }
     RETURN_IF_ERROR(core_.TakeBytes(key_->node_id, chunk.data().size()));
     ASSIGN_OR_RETURN(whole,
                      core_.uploads_->Append(*key_, chunk.offset(), chunk.data(), chunk.crc32c()));

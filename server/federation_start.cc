@@ -29,6 +29,12 @@ absl::Status CopyFloats(const Digest& digest, absl::string_view bytes, absl::Spa
   return absl::OkStatus();
 }
 
+NodeState StateOf(Outcome outcome) {
+  return outcome == Outcome::kAccepted   ? NodeState::kAccepted
+         : outcome == Outcome::kRejected ? NodeState::kRejected
+                                         : NodeState::kDropped;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<FederationCore>> FederationCore::Create(
@@ -158,9 +164,10 @@ absl::Status FederationCore::LoadHistory() {
 
 absl::Status FederationCore::StartCoordinator(ModelState state) {
   ASSIGN_OR_RETURN(std::optional<RoundRecord> open, store_->ContinueRound(plan_.run_id));
-  if (open && (open->base_version != state.version || open->cohort.empty())) {
-    const absl::string_view why = open->cohort.empty() ? "it was started by an older release"
-                                                       : "the version it trained is damaged";
+  const bool has_no_cohort = open && open->cohort.empty() && !plan_.pace.is_async;
+  if (open && (open->base_version != state.version || has_no_cohort)) {
+    const absl::string_view why =
+        has_no_cohort ? "it was started by an older release" : "the version it trained is damaged";
     RoundAbandoned abandoned{open->round, RoundCounts(), absl::StrCat("server restarted, ", why)};
     RETURN_IF_ERROR(store_->AbandonRound(plan_.run_id, abandoned.round, abandoned.counts,
                                          abandoned.reason, clock_.Now()));
@@ -175,7 +182,42 @@ absl::Status FederationCore::StartCoordinator(ModelState state) {
     flushed_ = clock_.Monotonic();
   }
   RETURN_IF_ERROR(ResumeQuarantine(last_round));
-  return open ? ContinueRound(*open) : absl::OkStatus();
+  RETURN_IF_ERROR(ResumePastRounds(open ? open->round : last_round + 1));
+  if (open) RETURN_IF_ERROR(ContinueRound(*open));
+  ASSIGN_OR_RETURN(const std::vector<VersionRecord> versions, store_->ListVersions(plan_.run_id));
+  absl::MutexLock lock(&mutex_);
+  for (const VersionRecord& version : versions) {
+    if (version.holdout_loss) coordinator_->NoteHoldout(version.version, *version.holdout_loss);
+  }
+  return absl::OkStatus();
+}
+
+// Rounds whose updates may still come: of versions that are not too old, nor from before one that
+// was restored in the place of others.
+absl::Status FederationCore::ResumePastRounds(uint64_t before_round) {
+  if (plan_.pace.max_staleness == 0) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const std::vector<VersionRecord> versions, store_->ListVersions(plan_.run_id));
+  const uint64_t newest = versions.back().version;
+  uint64_t first = newest - std::min<uint64_t>(newest, plan_.pace.max_staleness);
+  for (const VersionRecord& version : versions) {
+    if (version.round == 0) first = std::max(first, version.version);
+  }
+  ASSIGN_OR_RETURN(const std::vector<RoundRecord> rounds, store_->ListRounds(plan_.run_id, first));
+  absl::MutexLock lock(&mutex_);
+  for (const RoundRecord& round : rounds) {
+    if (round.round >= before_round) break;
+    coordinator_->ResumePastRound(round.round, round.base_version, round.cohort,
+                                  clock_.Monotonic());
+    ASSIGN_OR_RETURN(const std::vector<ParticipationRecord> records,
+                     store_->ListParticipations(plan_.run_id, round.round));
+    for (const ParticipationRecord& record : records) {
+      // What counts in the open round is judged anew with it.
+      if (record.outcome == Outcome::kAccepted && record.counted >= before_round) continue;
+      coordinator_->ResumePastTask(round.round, record.node_id, StateOf(record.outcome),
+                                   record.digest, record.reason);
+    }
+  }
+  return absl::OkStatus();
 }
 
 // Verdicts of the newest rounds, but not of one that is continued: that judges them anew.
@@ -196,29 +238,31 @@ absl::Status FederationCore::ResumeQuarantine(uint64_t last_round) {
 
 // Requests come after the start: nobody else holds the lock.
 absl::Status FederationCore::ContinueRound(const RoundRecord& round) {
-  ASSIGN_OR_RETURN(const std::vector<ParticipationRecord> records,
+  ASSIGN_OR_RETURN(std::vector<ParticipationRecord> records,
+                   store_->ListFolded(plan_.run_id, round.round));
+  ASSIGN_OR_RETURN(const std::vector<ParticipationRecord> own,
                    store_->ListParticipations(plan_.run_id, round.round));
+  records.insert(records.end(), own.begin(), own.end());
   absl::MutexLock lock(&mutex_);
   coordinator_->ResumeRound(round.cohort, clock_.Monotonic());
-  metrics_round_ = round.round;
   for (const ParticipationRecord& record : records) {
     RETURN_IF_ERROR(FEDGE_FAILPOINT("core.resume.update"));
     v1::TaskMetrics metrics;
     if (!record.metrics.empty() && metrics.ParseFromString(record.metrics)) {
-      metrics_[record.node_id] = std::move(metrics);
+      metrics_[{record.round, record.node_id}] = std::move(metrics);
     }
     RETURN_IF_ERROR(ResumeVerdict(record));
   }
   for (ServerEvents* const events : options_.events) {
     events->OnRoundContinued(round, coordinator_->counts());
   }
-  coordinator_->FinishResume();
+  coordinator_->FinishResume(clock_.Monotonic());
   return FEDGE_FAILPOINT("core.resume.round");
 }
 
 absl::Status FederationCore::ResumeVerdict(const ParticipationRecord& record) {
-  if (!coordinator_->InOpenCohort(record.node_id, record.round)) {
-    return Withdraw(record, absl::DataLossError("its node is not in the cohort"));
+  if (!coordinator_->HasOpenTask(record.node_id, record.round)) {
+    return Withdraw(record, absl::DataLossError("its node has no such task"));
   }
   if (record.outcome == Outcome::kFailed) {
     coordinator_->ResumeFailure(record.node_id, record.reason);
@@ -230,20 +274,22 @@ absl::Status FederationCore::ResumeVerdict(const ParticipationRecord& record) {
   if (record.outcome == Outcome::kAccepted) {
     const absl::StatusOr<std::string> bytes = store_->ReadBlob(record.digest);
     if (!bytes.ok() && !IsDamage(bytes.status())) return bytes.status();
-    update.admitted = bytes.ok() ? AdmitUpdate(plan_, record.round, coordinator_->version(), *bytes)
-                                 : bytes.status();
+    const uint64_t base_version = *coordinator_->BaseVersion(record.round);
+    update.admitted =
+        bytes.ok() ? AdmitUpdate(plan_, record.round, base_version, *bytes) : bytes.status();
     if (!update.admitted.ok()) return Withdraw(record, update.admitted.status());
   }
-  coordinator_->ResumeUpdate(record.node_id, std::move(update));
+  coordinator_->ResumeUpdate(record.node_id, record.round, std::move(update));
   return absl::OkStatus();
 }
 
 absl::Status FederationCore::Withdraw(const ParticipationRecord& record,
                                       const absl::Status& damage) {
   RETURN_IF_ERROR(store_->WithdrawParticipation(plan_.run_id, record.round, record.node_id));
-  return Quarantine(record.digest, absl::StrCat("update of node '", record.node_id, "' for round ",
-                                                record.round, " cannot be used any more: ",
-                                                damage.message(), "; the node is asked again"));
+  return Quarantine(record.digest,
+                    absl::StrCat("update of node '", record.node_id, "' for round ", record.round,
+                                 " cannot be used any more: ", damage.message(),
+                                 "; if its round is open, the node is asked again"));
 }
 
 }  // namespace fedge

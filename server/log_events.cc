@@ -19,6 +19,7 @@ std::string CountsText(const RoundCounts& counts) {
   std::string text = absl::StrCat(counts.accepted, " of ", counts.assigned, " accepted");
   if (counts.rejected > 0) absl::StrAppend(&text, ", ", counts.rejected, " rejected");
   if (counts.dropped > 0) absl::StrAppend(&text, ", ", counts.dropped, " dropped");
+  if (counts.folded > 0) absl::StrAppend(&text, ", ", counts.folded, " of earlier rounds");
   if (counts.late > 0) absl::StrAppend(&text, ", ", counts.late, " late");
   return text;
 }
@@ -49,6 +50,7 @@ void LogEvents::OnUpdate(const UpdateJudged& update) {
       LogWarning(head, ": ", update.verdict.reason);
       break;
     case Verdict::kLate:
+    case Verdict::kLater:
       LogInfo(head);
       break;
   }

@@ -15,7 +15,7 @@ bool IsPlausible(const v1::TaskMetrics& metrics) {
 }
 
 RoundMetrics Summarize(const std::vector<Contribution>& contributions,
-                       const std::map<std::string, v1::TaskMetrics>& metrics) {
+                       const std::map<TaskKey, v1::TaskMetrics>& metrics) {
   RoundMetrics result;
   double examples = 0;
   double first = 0;
@@ -23,7 +23,7 @@ RoundMetrics Summarize(const std::vector<Contribution>& contributions,
   double validation = 0;
   double validation_tokens = 0;
   for (const Contribution& contribution : contributions) {
-    const auto found = metrics.find(contribution.node_id);
+    const auto found = metrics.find({contribution.round, contribution.node_id});
     if (found == metrics.end()) continue;
     const v1::TaskMetrics& device = found->second;
     const double weight = static_cast<double>(contribution.weight);

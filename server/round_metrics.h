@@ -2,8 +2,10 @@
 #ifndef FEDGE_SERVER_ROUND_METRICS_H_
 #define FEDGE_SERVER_ROUND_METRICS_H_
 
+#include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "server/coordinator.h"
@@ -18,10 +20,12 @@ class TaskMetrics;
 // Whether all losses are finite and not negative: others are not recorded.
 bool IsPlausible(const v1::TaskMetrics& metrics);
 
+using TaskKey = std::pair<uint64_t, std::string>;  // round, node
+
 // Means over the contributing nodes that sent metrics. Sums run in the order of `contributions`
-// (sorted by node), so that the result does not depend on arrival.
+// (sorted by node and round), so that the result does not depend on arrival.
 RoundMetrics Summarize(const std::vector<Contribution>& contributions,
-                       const std::map<std::string, v1::TaskMetrics>& metrics);
+                       const std::map<TaskKey, v1::TaskMetrics>& metrics);
 
 }  // namespace fedge
 

@@ -1,6 +1,7 @@
 #include "server/round_updates.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 #include "common/base/status.h"
@@ -25,15 +26,20 @@ bool RoundUpdates::IsBounded() const {
 
 absl::StatusOr<uint64_t> RoundUpdates::Add(absl::string_view node, ReceivedUpdate received) {
   AdmittedUpdate& update = *received.admitted;
-  FEDGE_CHECK(update.base_version == before_.version);
+  FEDGE_CHECK(update.base_version <= before_.version);
   RETURN_IF_ERROR(BoundNorm(plan_.admission, before_.typical_norm[slot()], update));
+  const double rms = update.rms();
+  if (update.base_version < before_.version) {
+    ScaleBy(StalenessFactor(before_.version - update.base_version), update);
+  }
   RETURN_IF_ERROR(sums_.Accumulate({.layout = &update.layout,
                                     .coordinates = update.update.coordinates,
                                     .values = update.update.values},
                                    update.weight));
   const uint64_t weight = update.weight;
-  contributions_.push_back({std::string(node), received.digest, weight, received.wire_bytes});
-  norms_.push_back(update.rms());
+  contributions_.push_back(
+      {std::string(node), update.round, received.digest, weight, received.wire_bytes});
+  norms_.push_back(rms);
   if (held_ != nullptr) held_->Add(node, std::move(update));
   return weight;
 }
@@ -51,7 +57,9 @@ absl::StatusOr<ClosedRound> RoundUpdates::Close() {
   ClosedRound closed;
   closed.contributions = std::move(contributions_);
   std::sort(closed.contributions.begin(), closed.contributions.end(),
-            [](const Contribution& a, const Contribution& b) { return a.node_id < b.node_id; });
+            [](const Contribution& a, const Contribution& b) {
+              return std::tie(a.node_id, a.round) < std::tie(b.node_id, b.round);
+            });
   ASSIGN_OR_RETURN(closed.next, CloseSums(closed.contributions));
   closed.next.state.typical_norm[slot()] = LowerMedian(std::move(norms_));
   return closed;

@@ -23,6 +23,7 @@ namespace fedge {
 // One accepted update in a version.
 struct Contribution {
   std::string node_id;
+  uint64_t round = 0;  // whose task it was: the version's own, or an earlier one
   Digest digest;
   uint64_t weight = 0;
   uint64_t wire_bytes = 0;
@@ -30,7 +31,7 @@ struct Contribution {
 
 struct ClosedRound {
   NextVersion next;
-  std::vector<Contribution> contributions;  // sorted by node
+  std::vector<Contribution> contributions;  // sorted by node, then round
 };
 
 // The result has the same bits for any order of the updates. Not thread-safe.
@@ -39,8 +40,9 @@ class RoundUpdates {
   // Of a round that trains `before`. Both must outlive this object and stay as they are.
   RoundUpdates(const RunPlan& plan, const ModelState& before);
 
-  // `update.admitted` must be OK and of the round's base version. On error (the norm bound's, the
-  // sums') nothing is added. Returns the update's weight.
+  // `update.admitted` must be OK and of the round's base version or an older one: then only a part
+  // of its change counts (StalenessFactor), rounded to the sums' unit as any other value. On error
+  // (the norm bound's, the sums') nothing is added. Returns the update's weight.
   absl::StatusOr<uint64_t> Add(absl::string_view node, ReceivedUpdate update);
   // The next version; at least one update was added. OutOfRange: CloseRound's.
   absl::StatusOr<ClosedRound> Close();

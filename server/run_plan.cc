@@ -69,6 +69,8 @@ void FillTraining(const v1::TrainingConfig& training, Limits& limits, RunPlan& p
   limits.Within("run.training.lora_plus_ratio", plan.lora_plus_ratio, 1e-3f, 1e3f);
   plan.lora_dropout = training.lora_dropout();
   limits.Within("run.training.lora_dropout", plan.lora_dropout, 0.0f, 0.99f);
+  plan.proximal_mu = training.proximal_mu();
+  limits.Within("run.training.proximal_mu", plan.proximal_mu, 0.0f, 1000.0f);
   if (training.has_validation_fraction()) plan.validation_fraction = training.validation_fraction();
   limits.Within("run.training.validation_fraction", plan.validation_fraction, 0.0, 0.9);
 }
@@ -326,7 +328,8 @@ void FillAggregation(const v1::AggregationConfig& aggregation, Limits& limits, R
   }
   FillRobust(aggregation, plan, limits, plan.robust);
   // A full cohort of the heaviest nodes must fit the sum: which update is refused may not depend on
-  // the order of arrivals.
+  // the order of arrivals. (With so many updates of earlier rounds that it does not, the last ones
+  // are refused.)
   const uint64_t heaviest =
       std::min(kMaxUpdateWeight,
                kMaxTotalWeight / static_cast<uint64_t>(std::max<int64_t>(plan.nodes_per_round, 1)));
@@ -424,6 +427,7 @@ absl::StatusOr<RunPlan> MakeRunPlan(const v1::ServerConfig& config, LoraSpec lor
   const double retry = config.has_retry_seconds() ? config.retry_seconds() : 5;
   limits.Within("retry_seconds", retry, 0.001, 86400.0);
   plan.retry = absl::Seconds(retry);
+  FillPace(config.run(), limits, plan);
   if (config.has_keep_versions()) {
     limits.Within<uint32_t>("keep_versions", config.keep_versions(), 2, 1'000'000);
   }

@@ -16,6 +16,7 @@
 #include "common/model/base_model.h"
 #include "common/training/adapter_init.h"
 #include "server/outer_optimizer.h"
+#include "server/pace_plan.h"
 #include "server/trust_plan.h"
 
 namespace fedge {
@@ -68,8 +69,9 @@ struct RunPlan {
   int64_t nodes_per_round = 16;
   int64_t min_nodes = 16;
   double quorum = 0.5;
-  absl::Duration round_deadline = absl::Minutes(10);
+  absl::Duration round_deadline = absl::Minutes(10);  // the longest; a learned one may be earlier
   absl::Duration retry = absl::Seconds(5);
+  PacePlan pace;
   LoraSpec lora;
   AdapterInit init;  // of version 0
   Digest base_model;
@@ -84,6 +86,7 @@ struct RunPlan {
   float completion_weight = 1;
   float lora_plus_ratio = 1;
   float lora_dropout = 0;
+  float proximal_mu = 0;
   double validation_fraction = 0.1;
   EncodeOptions codec;
   bool error_feedback = true;

@@ -24,6 +24,8 @@ class ServerEvents {
   // `cohort` is sorted.
   virtual void OnRoundStarted(uint64_t /*round*/, uint64_t /*base_version*/,
                               const std::vector<std::string>& /*cohort*/) {}
+  // A node joined a round after its start.
+  virtual void OnAssigned(uint64_t /*round*/, const std::string& /*node*/) {}
   // A round that was open when the server stopped goes on with `counts`.
   virtual void OnRoundContinued(const RoundRecord& /*round*/, const RoundCounts& /*counts*/) {}
   // Something stored is damaged; `what` says what, where, and what became of it: one line.

@@ -9,7 +9,7 @@ namespace fedge {
 namespace {
 
 constexpr int64_t kApplicationId = 0x46454447;  // "FEDG"
-constexpr int64_t kSchemaVersion = 5;
+constexpr int64_t kSchemaVersion = 6;
 constexpr int64_t kTablesVersion = 2;
 
 // Schema 2: what a new database starts with.
@@ -76,6 +76,21 @@ ALTER TABLE versions ADD COLUMN typical_norm_of_a REAL NOT NULL DEFAULT 0;
 )sql",
                                            R"sql(
 ALTER TABLE versions ADD COLUMN aggregation_error REAL NOT NULL DEFAULT 0;
+)sql",
+                                           R"sql(
+ALTER TABLE versions ADD COLUMN folded INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE updates ADD COLUMN counted INTEGER NOT NULL DEFAULT 0;  -- accepted: in this round
+UPDATE updates SET counted=round WHERE outcome=1;
+CREATE INDEX updates_folded ON updates(run_id, counted) WHERE counted<>round;
+CREATE TABLE contributions_by_round(
+  run_id TEXT NOT NULL, version INTEGER NOT NULL, node_id TEXT NOT NULL, round INTEGER NOT NULL,
+  digest BLOB NOT NULL, weight INTEGER NOT NULL, wire_bytes INTEGER NOT NULL,
+  PRIMARY KEY(run_id, version, node_id, round), FOREIGN KEY(run_id, version) REFERENCES versions
+) WITHOUT ROWID;
+INSERT INTO contributions_by_round SELECT c.run_id, c.version, c.node_id, v.round, c.digest,
+  c.weight, c.wire_bytes FROM contributions c JOIN versions v USING(run_id, version);
+DROP TABLE contributions;
+ALTER TABLE contributions_by_round RENAME TO contributions;
 )sql"};
 static_assert(std::size(kUpgrades) == kSchemaVersion - 1);
 

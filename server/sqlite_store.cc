@@ -95,29 +95,74 @@ absl::StatusOr<uint64_t> SqliteStore::LastRound(absl::string_view run) {
   return row ? query.Unsigned(0) : 0;
 }
 
-absl::StatusOr<std::optional<RoundRecord>> SqliteStore::FindRound(absl::string_view run,
+absl::StatusOr<std::vector<RoundRecord>> SqliteStore::QueryRounds(absl::string_view run,
                                                                   absl::string_view condition) {
   ASSIGN_OR_RETURN(
       SqliteStatement find,
       db_->Prepare(absl::StrCat("SELECT round, base_version, attempt, started_us FROM rounds "
                                 "WHERE run_id=? AND ",
                                 condition)));
-  ASSIGN_OR_RETURN(const bool row, find.Bind(run).Step());
-  if (!row) return std::optional<RoundRecord>();
-  RoundRecord round;
-  round.round = find.Unsigned(0);
-  round.base_version = find.Unsigned(1);
-  round.attempt = find.Unsigned(2);
-  round.started = absl::FromUnixMicros(find.Int(3));
+  find.Bind(run);
+  std::vector<RoundRecord> rounds;
+  for (;;) {
+    ASSIGN_OR_RETURN(const bool row, find.Step());
+    if (!row) break;
+    RoundRecord& round = rounds.emplace_back();
+    round.round = find.Unsigned(0);
+    round.base_version = find.Unsigned(1);
+    round.attempt = find.Unsigned(2);
+    round.started = absl::FromUnixMicros(find.Int(3));
+  }
   ASSIGN_OR_RETURN(SqliteStatement members,
                    db_->Prepare("SELECT node_id FROM members WHERE run_id=? AND round=? "
                                 "ORDER BY node_id"));
-  members.Bind(run).Bind(round.round);
-  for (;;) {
-    ASSIGN_OR_RETURN(const bool member, members.Step());
-    if (!member) return std::optional<RoundRecord>(std::move(round));
-    round.cohort.push_back(members.Bytes(0));
+  for (RoundRecord& round : rounds) {
+    members.Bind(run).Bind(round.round);
+    for (;;) {
+      ASSIGN_OR_RETURN(const bool member, members.Step());
+      if (!member) break;
+      round.cohort.push_back(members.Bytes(0));
+    }
+    members.Reset();
   }
+  return rounds;
+}
+
+absl::StatusOr<std::optional<RoundRecord>> SqliteStore::FindRound(absl::string_view run,
+                                                                  absl::string_view condition) {
+  ASSIGN_OR_RETURN(std::vector<RoundRecord> rounds,
+                   QueryRounds(run, absl::StrCat(condition, " LIMIT 1")));
+  if (rounds.empty()) return std::optional<RoundRecord>();
+  return std::optional<RoundRecord>(std::move(rounds.front()));
+}
+
+absl::StatusOr<std::vector<RoundRecord>> SqliteStore::ListRounds(absl::string_view run,
+                                                                 uint64_t first_version) {
+  absl::MutexLock lock(&mutex_);
+  return QueryRounds(run, absl::StrCat("base_version>=", first_version, " ORDER BY round"));
+}
+
+absl::Status SqliteStore::InsertMembers(absl::string_view run, uint64_t round,
+                                        absl::Span<const std::string> nodes) {
+  ASSIGN_OR_RETURN(SqliteStatement member,
+                   db_->Prepare("INSERT OR IGNORE INTO members VALUES(?,?,?)"));
+  for (const std::string& node : nodes) {
+    RETURN_IF_ERROR(member.Bind(run).Bind(round).Bind(node).Run());
+    member.Reset();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SqliteStore::AddMembers(absl::string_view run, uint64_t round,
+                                     absl::Span<const std::string> nodes) {
+  absl::MutexLock lock(&mutex_);
+  RETURN_IF_ERROR(CheckUsable());
+  const auto add = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) -> absl::Status {
+    ASSIGN_OR_RETURN(SqliteTransaction transaction, SqliteTransaction::Begin(*db_));
+    RETURN_IF_ERROR(InsertMembers(run, round, nodes));
+    return FEDGE_FAILPOINT_RUN("store.members.commit", Commit(transaction));
+  };
+  return Guard(add());
 }
 
 absl::Status SqliteStore::InsertRound(absl::string_view run, const RoundRecord& round) {
@@ -128,11 +173,7 @@ absl::Status SqliteStore::InsertRound(absl::string_view run, const RoundRecord& 
                                   "started_us) VALUES(?,?,?,0,?)"));
     insert.Bind(run).Bind(round.round).Bind(round.base_version);
     RETURN_IF_ERROR(insert.Bind(absl::ToUnixMicros(round.started)).Run());
-    ASSIGN_OR_RETURN(SqliteStatement member, db_->Prepare("INSERT INTO members VALUES(?,?,?)"));
-    for (const std::string& node : round.cohort) {
-      RETURN_IF_ERROR(member.Bind(run).Bind(round.round).Bind(node).Run());
-      member.Reset();
-    }
+    RETURN_IF_ERROR(InsertMembers(run, round.round, round.cohort));
   }
   return FEDGE_FAILPOINT_RUN("store.round.commit", Commit(transaction));
 }

@@ -37,6 +37,10 @@ class SqliteStore : public Store {
   absl::StatusOr<std::vector<VersionRecord>> ListVersions(absl::string_view run) override;
   absl::StatusOr<uint64_t> LastRound(absl::string_view run) override;
   absl::Status StartRound(absl::string_view run, const RoundRecord& round) override;
+  absl::Status AddMembers(absl::string_view run, uint64_t round,
+                          absl::Span<const std::string> nodes) override;
+  absl::StatusOr<std::vector<RoundRecord>> ListRounds(absl::string_view run,
+                                                      uint64_t first_version) override;
   absl::StatusOr<std::optional<RoundRecord>> ContinueRound(absl::string_view run) override;
   absl::Status AbandonRound(absl::string_view run, uint64_t round, const RoundCounts& counts,
                             absl::string_view reason, absl::Time when) override;
@@ -57,6 +61,8 @@ class SqliteStore : public Store {
       absl::string_view run, uint64_t round, absl::string_view node) override;
   absl::StatusOr<std::vector<ParticipationRecord>> ListParticipations(absl::string_view run,
                                                                       uint64_t round) override;
+  absl::StatusOr<std::vector<ParticipationRecord>> ListFolded(absl::string_view run,
+                                                              uint64_t round) override;
   absl::Status WithdrawParticipation(absl::string_view run, uint64_t round,
                                      absl::string_view node) override;
   absl::Status RecordMetrics(absl::string_view run, uint64_t round, absl::string_view node,
@@ -75,8 +81,14 @@ class SqliteStore : public Store {
 
   absl::Status CheckSameRun(const RunRecord& run, bool* exists)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<std::vector<RoundRecord>> QueryRounds(absl::string_view run,
+                                                       absl::string_view condition)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<std::optional<RoundRecord>> FindRound(absl::string_view run,
                                                        absl::string_view condition)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status InsertMembers(absl::string_view run, uint64_t round,
+                             absl::Span<const std::string> nodes)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status InsertRound(absl::string_view run, const RoundRecord& round)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -95,6 +107,11 @@ class SqliteStore : public Store {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status InsertParticipations(absl::string_view run,
                                     absl::Span<const ParticipationRecord> records)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  absl::StatusOr<std::vector<ParticipationRecord>> QueryParticipations(absl::string_view run,
+                                                                       uint64_t round,
+                                                                       absl::string_view condition)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   // Blobs: first the rows give them up, in the transaction of what makes them useless; then the

@@ -10,11 +10,10 @@ namespace fedge {
 namespace {
 
 constexpr absl::string_view kColumns =
-    "node_id, outcome, digest, weight, wire_bytes, reason, metrics, when_us";
+    "node_id, outcome, digest, weight, wire_bytes, reason, metrics, when_us, round, counted";
 
-absl::StatusOr<ParticipationRecord> ReadParticipation(const SqliteStatement& row, uint64_t round) {
+absl::StatusOr<ParticipationRecord> ReadParticipation(const SqliteStatement& row) {
   ParticipationRecord record;
-  record.round = round;
   record.node_id = row.Bytes(0);
   record.outcome = static_cast<Outcome>(row.Int(1));
   ASSIGN_OR_RETURN(record.digest, row.DigestAt(2));
@@ -23,6 +22,8 @@ absl::StatusOr<ParticipationRecord> ReadParticipation(const SqliteStatement& row
   record.reason = row.Bytes(5);
   record.metrics = row.Bytes(6);
   record.when = absl::FromUnixMicros(row.Int(7));
+  record.round = row.Unsigned(8);
+  record.counted = row.Unsigned(9);
   return record;
 }
 
@@ -49,18 +50,21 @@ absl::Status SqliteStore::InsertParticipations(absl::string_view run,
   ASSIGN_OR_RETURN(
       SqliteStatement insert,
       db_->Prepare("INSERT INTO updates(run_id, round, node_id, outcome, digest, weight, "
-                   "wire_bytes, reason, metrics, when_us, stored) VALUES(?,?,?,?,?,?,?,?,?,?,?) "
+                   "wire_bytes, reason, metrics, when_us, stored, counted) "
+                   "VALUES(?,?,?,?,?,?,?,?,?,?,?,?) "
                    "ON CONFLICT(run_id, round, node_id) DO UPDATE SET "
                    "outcome=excluded.outcome, digest=excluded.digest, weight=excluded.weight, "
                    "wire_bytes=excluded.wire_bytes, reason=excluded.reason, "
-                   "metrics=excluded.metrics, when_us=excluded.when_us, stored=excluded.stored "
+                   "metrics=excluded.metrics, when_us=excluded.when_us, stored=excluded.stored, "
+                   "counted=excluded.counted "
                    "WHERE outcome IN (3, 4)"));
   for (const ParticipationRecord& record : records) {
     insert.Bind(run).Bind(record.round).Bind(record.node_id);
     insert.Bind(static_cast<int64_t>(record.outcome)).Bind(record.digest).Bind(record.weight);
     insert.Bind(record.wire_bytes).Bind(record.reason).BindBlob(record.metrics);
     insert.Bind(absl::ToUnixMicros(record.when));
-    insert.Bind(int64_t{record.outcome == Outcome::kAccepted});
+    const bool is_accepted = record.outcome == Outcome::kAccepted;
+    insert.Bind(int64_t{is_accepted}).Bind(is_accepted ? record.counted : 0);
     RETURN_IF_ERROR(insert.Run());
     insert.Reset();
   }
@@ -92,25 +96,36 @@ absl::StatusOr<std::optional<ParticipationRecord>> SqliteStore::FindParticipatio
                                              "node_id=?")));
   ASSIGN_OR_RETURN(const bool row, query.Bind(run).Bind(round).Bind(node).Step());
   if (!row) return std::optional<ParticipationRecord>();
-  ASSIGN_OR_RETURN(ParticipationRecord record, ReadParticipation(query, round));
+  ASSIGN_OR_RETURN(ParticipationRecord record, ReadParticipation(query));
   return std::optional<ParticipationRecord>(std::move(record));
 }
 
-absl::StatusOr<std::vector<ParticipationRecord>> SqliteStore::ListParticipations(
-    absl::string_view run, uint64_t round) {
-  absl::MutexLock lock(&mutex_);
-  ASSIGN_OR_RETURN(SqliteStatement query,
-                   db_->Prepare(absl::StrCat("SELECT ", kColumns,
-                                             " FROM updates WHERE run_id=? AND round=? "
-                                             "ORDER BY node_id")));
+absl::StatusOr<std::vector<ParticipationRecord>> SqliteStore::QueryParticipations(
+    absl::string_view run, uint64_t round, absl::string_view condition) {
+  ASSIGN_OR_RETURN(
+      SqliteStatement query,
+      db_->Prepare(absl::StrCat("SELECT ", kColumns, " FROM updates WHERE run_id=?1 AND ",
+                                condition, " ORDER BY round, node_id")));
   query.Bind(run).Bind(round);
   std::vector<ParticipationRecord> records;
   for (;;) {
     ASSIGN_OR_RETURN(const bool row, query.Step());
     if (!row) return records;
-    ASSIGN_OR_RETURN(ParticipationRecord record, ReadParticipation(query, round));
+    ASSIGN_OR_RETURN(ParticipationRecord record, ReadParticipation(query));
     records.push_back(std::move(record));
   }
+}
+
+absl::StatusOr<std::vector<ParticipationRecord>> SqliteStore::ListParticipations(
+    absl::string_view run, uint64_t round) {
+  absl::MutexLock lock(&mutex_);
+  return QueryParticipations(run, round, "round=?2");
+}
+
+absl::StatusOr<std::vector<ParticipationRecord>> SqliteStore::ListFolded(absl::string_view run,
+                                                                         uint64_t round) {
+  absl::MutexLock lock(&mutex_);
+  return QueryParticipations(run, round, "counted=?2 AND counted<>round");
 }
 
 absl::Status SqliteStore::WithdrawParticipation(absl::string_view run, uint64_t round,
@@ -132,7 +147,7 @@ absl::StatusOr<std::vector<Digest>> SqliteStore::GiveUpUpdates(absl::string_view
   std::vector<Digest> gone;
   ASSIGN_OR_RETURN(
       SqliteStatement query,
-      db_->Prepare("SELECT digest FROM updates WHERE run_id=? AND round<? AND stored=1"));
+      db_->Prepare("SELECT digest FROM updates WHERE run_id=? AND counted<? AND stored=1"));
   query.Bind(run).Bind(before_round);
   for (;;) {
     ASSIGN_OR_RETURN(const bool row, query.Step());
@@ -141,7 +156,7 @@ absl::StatusOr<std::vector<Digest>> SqliteStore::GiveUpUpdates(absl::string_view
     gone.push_back(digest);
   }
   ASSIGN_OR_RETURN(SqliteStatement mark,
-                   db_->Prepare("UPDATE updates SET stored=0 WHERE run_id=? AND round<? AND "
+                   db_->Prepare("UPDATE updates SET stored=0 WHERE run_id=? AND counted<? AND "
                                 "stored=1"));
   RETURN_IF_ERROR(mark.Bind(run).Bind(before_round).Run());
   return gone;

@@ -14,7 +14,7 @@ constexpr absl::string_view kVersionColumns =
     "version, round, encoded, encoded_bytes, master, momentum, assigned, accepted, rejected, "
     "dropped, late, update_bytes, devices, train_loss_first, train_loss_last, validation_loss, "
     "validation_tokens, train_tokens, upload_bytes, download_bytes, holdout_loss, created_us, "
-    "snapshot, typical_norm, typical_norm_of_a, aggregation_error";
+    "snapshot, typical_norm, typical_norm_of_a, aggregation_error, folded";
 
 absl::StatusOr<VersionRecord> ReadVersion(const SqliteStatement& row) {
   VersionRecord record;
@@ -50,7 +50,8 @@ absl::StatusOr<VersionRecord> ReadVersion(const SqliteStatement& row) {
   }
   ++column;
   for (double& norm : record.typical_norm) norm = row.Double(column++);
-  record.aggregation_error = row.Double(column);
+  record.aggregation_error = row.Double(column++);
+  record.counts.folded = row.Int(column);
   return record;
 }
 
@@ -93,7 +94,7 @@ absl::Status SqliteStore::InsertVersion(absl::string_view run, const VersionReco
   ASSIGN_OR_RETURN(SqliteStatement insert,
                    db_->Prepare(absl::StrCat(
                        "INSERT INTO versions(run_id, parent, ", kVersionColumns,
-                       ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)")));
+                       ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)")));
   insert.Bind(run);
   record.version == 0 ? insert.BindNull() : insert.Bind(record.version - 1);
   insert.Bind(record.version).Bind(record.round).Bind(record.encoded).Bind(record.encoded_bytes);
@@ -110,17 +111,17 @@ absl::Status SqliteStore::InsertVersion(absl::string_view run, const VersionReco
   insert.Bind(absl::ToUnixMicros(record.created));
   record.snapshot ? insert.Bind(*record.snapshot) : insert.BindNull();
   for (const double norm : record.typical_norm) insert.Bind(norm);
-  insert.Bind(record.aggregation_error);
+  insert.Bind(record.aggregation_error).Bind(counts.folded);
   return insert.Run();
 }
 
 absl::Status SqliteStore::InsertContributions(absl::string_view run, uint64_t version,
                                               absl::Span<const Contribution> contributions) {
   ASSIGN_OR_RETURN(SqliteStatement insert,
-                   db_->Prepare("INSERT INTO contributions VALUES(?,?,?,?,?,?)"));
+                   db_->Prepare("INSERT INTO contributions VALUES(?,?,?,?,?,?,?)"));
   for (const Contribution& part : contributions) {
-    insert.Bind(run).Bind(version).Bind(part.node_id).Bind(part.digest).Bind(part.weight);
-    RETURN_IF_ERROR(insert.Bind(part.wire_bytes).Run());
+    insert.Bind(run).Bind(version).Bind(part.node_id).Bind(part.round).Bind(part.digest);
+    RETURN_IF_ERROR(insert.Bind(part.weight).Bind(part.wire_bytes).Run());
     insert.Reset();
   }
   return absl::OkStatus();
@@ -179,9 +180,10 @@ absl::StatusOr<VersionRecord> SqliteStore::PublishVersion(
 absl::StatusOr<std::vector<Contribution>> SqliteStore::ListContributions(absl::string_view run,
                                                                          uint64_t version) {
   absl::MutexLock lock(&mutex_);
-  ASSIGN_OR_RETURN(SqliteStatement query,
-                   db_->Prepare("SELECT node_id, digest, weight, wire_bytes FROM contributions "
-                                "WHERE run_id=? AND version=? ORDER BY node_id"));
+  ASSIGN_OR_RETURN(
+      SqliteStatement query,
+      db_->Prepare("SELECT node_id, round, digest, weight, wire_bytes FROM contributions "
+                   "WHERE run_id=? AND version=? ORDER BY node_id, round"));
   query.Bind(run).Bind(version);
   std::vector<Contribution> contributions;
   for (;;) {
@@ -189,9 +191,10 @@ absl::StatusOr<std::vector<Contribution>> SqliteStore::ListContributions(absl::s
     if (!row) return contributions;
     Contribution& part = contributions.emplace_back();
     part.node_id = query.Bytes(0);
-    ASSIGN_OR_RETURN(part.digest, query.DigestAt(1));
-    part.weight = query.Unsigned(2);
-    part.wire_bytes = query.Unsigned(3);
+    part.round = query.Unsigned(1);
+    ASSIGN_OR_RETURN(part.digest, query.DigestAt(2));
+    part.weight = query.Unsigned(3);
+    part.wire_bytes = query.Unsigned(4);
   }
 }
 

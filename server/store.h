@@ -74,6 +74,7 @@ enum class Outcome { kAccepted = 1, kRejected = 2, kLate = 3, kFailed = 4 };
 
 struct ParticipationRecord {
   uint64_t round = 0;
+  uint64_t counted = 0;  // of an accepted update: the round it counts in, `round` or a later one
   std::string node_id;
   Outcome outcome = Outcome::kAccepted;
   Digest digest;  // of the update; zero for kFailed
@@ -88,7 +89,7 @@ struct RoundRecord {
   uint64_t round = 0;
   uint64_t base_version = 0;
   uint64_t attempt = 1;             // one more each time a server that stopped continues it
-  std::vector<std::string> cohort;  // sorted
+  std::vector<std::string> cohort;  // sorted; with those who joined later
   absl::Time started;
 };
 
@@ -117,20 +118,26 @@ class Store {
 
   // FailedPrecondition: a round of this number was started differently.
   virtual absl::Status StartRound(absl::string_view run, const RoundRecord& round) = 0;
+  // Adds nodes to the cohort of a round that was started.
+  virtual absl::Status AddMembers(absl::string_view run, uint64_t round,
+                                  absl::Span<const std::string> nodes) = 0;
+  // All rounds that trained `first_version` or a later one, ascending.
+  virtual absl::StatusOr<std::vector<RoundRecord>> ListRounds(absl::string_view run,
+                                                              uint64_t first_version) = 0;
   // The round that was open when the last server stopped, now at its next attempt.
   virtual absl::StatusOr<std::optional<RoundRecord>> ContinueRound(absl::string_view run) = 0;
-  // The bytes of the round's updates go.
+  // The bytes of the updates that count in it go.
   virtual absl::Status AbandonRound(absl::string_view run, uint64_t round,
                                     const RoundCounts& counts, absl::string_view reason,
                                     absl::Time when) = 0;
-  // Blobs first, then one transaction for the version, its contributions (sorted by node) and its
-  // round; then the blobs of versions that are no longer kept go, and those of updates of rounds
-  // before. Fills in the record's digests. FailedPrecondition: a version of this number with other
-  // content exists, or there is a gap.
+  // Blobs first, then one transaction for the version, its contributions (sorted by node and round)
+  // and its round; then the blobs of versions that are no longer kept go, and those of updates that
+  // count in rounds before. Fills in the record's digests. FailedPrecondition: a version of this
+  // number with other content exists, or there is a gap.
   virtual absl::StatusOr<VersionRecord> PublishVersion(
       absl::string_view run, VersionRecord record, const VersionBlobs& blobs,
       absl::Span<const Contribution> contributions) = 0;
-  // What went into a version, sorted by node. Kept for ever.
+  // What went into a version, sorted by node and round. Kept for ever.
   virtual absl::StatusOr<std::vector<Contribution>> ListContributions(absl::string_view run,
                                                                       uint64_t version) = 0;
   virtual absl::Status RecordHoldout(absl::string_view run, uint64_t version, double loss) = 0;
@@ -158,6 +165,9 @@ class Store {
   // Of a round, sorted by node.
   virtual absl::StatusOr<std::vector<ParticipationRecord>> ListParticipations(absl::string_view run,
                                                                               uint64_t round) = 0;
+  // Accepted updates of earlier rounds that count in `round`, sorted by round and node.
+  virtual absl::StatusOr<std::vector<ParticipationRecord>> ListFolded(absl::string_view run,
+                                                                      uint64_t round) = 0;
   // Forgets a verdict whose update's bytes are damaged, as if the update had never come.
   virtual absl::Status WithdrawParticipation(absl::string_view run, uint64_t round,
                                              absl::string_view node) = 0;

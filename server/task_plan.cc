@@ -35,6 +35,7 @@ void FillAssignment(const RunPlan& plan, v1::Assignment& assignment) {
   training.set_completion_weight(plan.completion_weight);
   training.set_lora_plus_ratio(plan.lora_plus_ratio);
   training.set_lora_dropout(plan.lora_dropout);
+  training.set_proximal_mu(plan.proximal_mu);
   training.set_validation_fraction(plan.validation_fraction);
   training.set_split_seed(Rng::Stream(plan.seed, "split").Next());
   v1::CodecPlan& codec = *assignment.mutable_codec();

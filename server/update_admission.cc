@@ -79,12 +79,16 @@ double NormLimit(const AdmissionPlan& admission, double typical_rms, const Slice
   return admission.norm_ratio * typical_rms * std::sqrt(static_cast<double>(layout.size()));
 }
 
-void ClipTo(double limit, AdmittedUpdate& update) {
-  if (!(update.norm > limit)) return;
-  const double factor = limit / update.norm;
+void ScaleBy(double factor, AdmittedUpdate& update) {
   for (float& value : update.update.values) {
     value = static_cast<float>(static_cast<double>(value) * factor);
   }
+  update.norm *= factor;
+}
+
+void ClipTo(double limit, AdmittedUpdate& update) {
+  if (!(update.norm > limit)) return;
+  ScaleBy(limit / update.norm, update);
   update.norm = limit;
 }
 

@@ -41,6 +41,8 @@ absl::StatusOr<AdmittedUpdate> AdmitUpdate(const RunPlan& plan, uint64_t round,
 size_t NormSlot(const AdapterSlice& slice);
 // L2; infinity: no bound.
 double NormLimit(const AdmissionPlan& admission, double typical_rms, const SliceLayout& layout);
+// Multiplies the values.
+void ScaleBy(double factor, AdmittedUpdate& update);
 // Scales an update whose norm is above `limit` down to it.
 void ClipTo(double limit, AdmittedUpdate& update);
 // Clips, or returns InvalidArgument where the plan says reject.

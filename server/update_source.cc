@@ -2,13 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace fedge {
 
 void HeldUpdates::Add(absl::string_view node, AdmittedUpdate update) {
-  const auto place =
-      std::lower_bound(updates_.begin(), updates_.end(), node,
-                       [](const auto& held, absl::string_view id) { return held.first < id; });
+  const auto is_before = [&](const auto& held, absl::string_view id) {
+    return std::pair<absl::string_view, uint64_t>(held.first, held.second->round) <
+           std::pair(id, update.round);
+  };
+  const auto place = std::lower_bound(updates_.begin(), updates_.end(), node, is_before);
   updates_.emplace(place, std::string(node), std::make_shared<AdmittedUpdate>(std::move(update)));
 }
 

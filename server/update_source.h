@@ -14,7 +14,7 @@
 
 namespace fedge {
 
-// Sorted by node id, which is what makes results independent of the order of arrivals.
+// Sorted by node id, then round, which is what makes results independent of the order of arrivals.
 class UpdateSource {
  public:
   virtual ~UpdateSource() = default;
@@ -27,7 +27,7 @@ class UpdateSource {
 // In memory: 8 bytes for each value sent, 4 in dense updates.
 class HeldUpdates : public UpdateSource {
  public:
-  void Add(absl::string_view node, AdmittedUpdate update);  // once a node
+  void Add(absl::string_view node, AdmittedUpdate update);  // once a node and round
 
   size_t size() const override { return updates_.size(); }
   absl::string_view node(size_t i) const override { return updates_[i].first; }

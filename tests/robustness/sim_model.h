@@ -40,7 +40,10 @@ class SimModel {
     if (problem_.empty()) problem_ = problem;
   }
   std::string CheckVersion(const SimDisk& disk, const VersionRecord& version) const;
+  std::string CheckPart(const SimDisk& disk, uint64_t base, const Contribution& part) const;
   std::string CheckSum(const SimDisk& disk, const VersionRecord& version) const;
+  // Each acknowledged update is in one version, or counts in a round that was abandoned.
+  std::string CheckAcknowledged(const SimDisk& disk) const;
 
   const RunPlan& plan_;
   std::map<Key, std::map<Digest, std::string>> made_;

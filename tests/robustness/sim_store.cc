@@ -1,5 +1,7 @@
 #include "tests/robustness/sim_store.h"
 
+#include <algorithm>
+
 #include "common/base/status.h"
 
 namespace fedge::robustness {
@@ -23,6 +25,26 @@ absl::Status SimStore::StartRound(absl::string_view, const RoundRecord& round) {
     return absl::FailedPreconditionError("another round of this number");
   }
   return Write([&] { disk_.rounds.try_emplace(round.round, SimDisk::Round{round}); });
+}
+
+absl::Status SimStore::AddMembers(absl::string_view, uint64_t round,
+                                  absl::Span<const std::string> nodes) {
+  return Write([&] {
+    std::vector<std::string>& cohort = disk_.rounds.at(round).record.cohort;
+    for (const std::string& node : nodes) {
+      const auto place = std::lower_bound(cohort.begin(), cohort.end(), node);
+      if (place == cohort.end() || *place != node) cohort.insert(place, node);
+    }
+  });
+}
+
+absl::StatusOr<std::vector<RoundRecord>> SimStore::ListRounds(absl::string_view,
+                                                              uint64_t first_version) {
+  std::vector<RoundRecord> rounds;
+  for (const auto& [number, round] : disk_.rounds) {
+    if (round.record.base_version >= first_version) rounds.push_back(round.record);
+  }
+  return rounds;
 }
 
 absl::StatusOr<std::optional<RoundRecord>> SimStore::ContinueRound(absl::string_view) {
@@ -98,6 +120,15 @@ absl::StatusOr<std::vector<ParticipationRecord>> SimStore::ListParticipations(ab
   std::vector<ParticipationRecord> records;
   for (const auto& [key, record] : disk_.updates) {
     if (key.first == round) records.push_back(record);
+  }
+  return records;
+}
+
+absl::StatusOr<std::vector<ParticipationRecord>> SimStore::ListFolded(absl::string_view,
+                                                                      uint64_t round) {
+  std::vector<ParticipationRecord> records;
+  for (const auto& [key, record] : disk_.updates) {
+    if (record.counted == round && record.round != round) records.push_back(record);
   }
   return records;
 }

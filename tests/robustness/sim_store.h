@@ -45,6 +45,10 @@ class SimStore : public Store {
     return disk_.rounds.empty() ? 0 : disk_.rounds.rbegin()->first;
   }
   absl::Status StartRound(absl::string_view run, const RoundRecord& round) override;
+  absl::Status AddMembers(absl::string_view run, uint64_t round,
+                          absl::Span<const std::string> nodes) override;
+  absl::StatusOr<std::vector<RoundRecord>> ListRounds(absl::string_view run,
+                                                      uint64_t first_version) override;
   absl::StatusOr<std::optional<RoundRecord>> ContinueRound(absl::string_view run) override;
   absl::Status AbandonRound(absl::string_view run, uint64_t round, const RoundCounts& counts,
                             absl::string_view reason, absl::Time when) override;
@@ -73,6 +77,8 @@ class SimStore : public Store {
       absl::string_view run, uint64_t round, absl::string_view node) override;
   absl::StatusOr<std::vector<ParticipationRecord>> ListParticipations(absl::string_view run,
                                                                       uint64_t round) override;
+  absl::StatusOr<std::vector<ParticipationRecord>> ListFolded(absl::string_view run,
+                                                              uint64_t round) override;
   absl::Status WithdrawParticipation(absl::string_view, uint64_t round,
                                      absl::string_view node) override {
     return Write([&] { disk_.updates.erase({round, std::string(node)}); });

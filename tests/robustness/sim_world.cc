@@ -25,20 +25,33 @@ constexpr absl::Duration kCallTimeout = absl::Seconds(20);
 constexpr absl::Duration kTrouble = absl::Minutes(8);  // after that nothing goes wrong any more
 constexpr absl::Duration kEnd = absl::Minutes(40);     // and by then the run must be over (I10)
 
-RunPlan SimPlan() {
+// Every fourth seed each: a cohort that must answer in time; one with spare members, leases and
+// late updates; an asynchronous run; deadlines that many miss.
+RunPlan SimPlan(uint64_t seed) {
   RunPlan plan = testing::TinyPlan();
   plan.nodes_per_round = 5;
   plan.min_nodes = 5;
   plan.quorum = 0.4;
   plan.rounds = 4;
   plan.admission.norm_bound = NormBound::kOff;  // the model sums what was sent
+  if (seed % 4 == 0) return plan;
+  plan.pace.max_staleness = 3;
+  plan.pace.lease = absl::Seconds(20);
+  if (seed % 4 == 3) {
+    plan.round_deadline = absl::Seconds(12);
+    return plan;
+  }
+  plan.nodes_per_round = 3;
+  plan.pace.over_selection = 5.0 / 3;
+  plan.pace.is_async = seed % 4 == 2;
+  plan.rounds = plan.pace.is_async ? 8 : 5;
   return plan;
 }
 
 class World {
  public:
   explicit World(uint64_t seed)
-      : adversary_(seed), plan_(SimPlan()), env_(&adversary_), model_(plan_), devices_(kNodes) {
+      : adversary_(seed), plan_(SimPlan(seed)), env_(&adversary_), model_(plan_), devices_(kNodes) {
     for (uint64_t i = 0; i < kNodes; ++i) devices_[i].name = testing::NodeName(i);
   }
 
@@ -59,6 +72,8 @@ class World {
     result_.problem = model_.Check(disk_);
     if (result_.problem.empty() && !Over()) result_.problem = "the run does not end (I10)";
     result_.versions = disk_.versions.size();
+    for (const auto& [number, version] : disk_.versions)
+      result_.folded += static_cast<uint64_t>(version.counts.folded);
     for (const auto& [number, round] : disk_.rounds) {
       result_.abandoned += round.state == SimDisk::RoundState::kAbandoned;
     }
@@ -135,9 +150,10 @@ class World {
   }
   void DamageAnUpdate() {
     for (auto& [key, record] : disk_.updates) {
-      const bool open = disk_.rounds.at(key.first).state == SimDisk::RoundState::kOpen;
+      if (record.outcome != Outcome::kAccepted) continue;
+      const bool open = disk_.rounds.at(record.counted).state == SimDisk::RoundState::kOpen;
       const auto blob = disk_.blobs.find(record.digest);
-      if (!open || record.outcome != Outcome::kAccepted || blob == disk_.blobs.end()) continue;
+      if (!open || blob == disk_.blobs.end()) continue;
       std::string& bytes = blob->second;
       bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 4);
       model_.Damaged(key.second, key.first);

@@ -16,6 +16,7 @@ struct SimResult {
   uint64_t restarts = 0;
   uint64_t writes = 0;
   uint64_t accepted = 0;  // receipts
+  uint64_t folded = 0;    // updates of earlier rounds in versions
   uint64_t damaged = 0;   // stored updates of an open round that a restart found damaged
   double virtual_seconds = 0;
 };

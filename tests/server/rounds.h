@@ -29,11 +29,12 @@ class Rounds {
   UpdateVerdict Submit(absl::string_view node, uint64_t round, const std::string& bytes) {
     const Digest digest = Sha256Of(bytes);
     if (auto known = coordinator.KnownVerdict(node, round, digest)) return *known;
+    const uint64_t base_version = *coordinator.BaseVersion(round);
     return coordinator.SubmitUpdate(
         node, round,
         {.digest = digest,
          .wire_bytes = bytes.size(),
-         .admitted = AdmitUpdate(coordinator.plan(), round, coordinator.version(), bytes)});
+         .admitted = AdmitUpdate(coordinator.plan(), round, base_version, bytes)});
   }
   UpdateVerdict Submit(absl::string_view node, UpdateSpec spec) {
     return Submit(node, spec.round, MakeUpdate(coordinator.plan(), spec));

@@ -60,6 +60,12 @@ TEST(RunPlanTest, FillsInTheDocumentedDefaults) {
   EXPECT_EQ(plan->max_update_bytes,
             EncodedSizeBound(static_cast<uint64_t>(plan->lora.num_parameters()), plan->codec));
   EXPECT_EQ(plan->lora_dropout, 0.0f);
+  EXPECT_EQ(plan->proximal_mu, 0.0f);
+  EXPECT_FALSE(plan->pace.is_async);
+  EXPECT_EQ(plan->pace.over_selection, 1.0);
+  EXPECT_EQ(plan->pace.lease, absl::Minutes(1));
+  EXPECT_EQ(plan->pace.max_staleness, 3);
+  EXPECT_EQ(plan->pace.patience, 0);
   const auto lora = MakeLoraPlan(v1::RunConfig());
   EXPECT_EQ(lora->targets.rank, 8);
   EXPECT_EQ(lora->targets.alpha, 16.0f);
@@ -102,6 +108,53 @@ TEST(RunPlanTest, TakesLayersAndDropoutOfTheAdapter) {
   EXPECT_EQ(assignment.training().lora_dropout(), 0.25f);
   EXPECT_EQ(ErrorOf("run: {training: {lora_dropout: 1}}"),
             "run.training.lora_dropout: 1 is above 0.99");
+}
+
+TEST(RunPlanTest, TakesThePaceOfARun) {
+  const auto plan = Plan(
+      "retry_seconds: 20\n"
+      "run: {mode: async, nodes_per_round: 6, early_stopping: {patience: 3, min_improvement: "
+      "0.01},\n"
+      "  training: {proximal_mu: 0.5}}");
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_TRUE(plan->pace.is_async);
+  EXPECT_EQ(CohortSize(*plan), 12);
+  EXPECT_EQ(plan->pace.max_staleness, 64);
+  EXPECT_EQ(plan->pace.lease, absl::Seconds(120));
+  EXPECT_EQ(plan->pace.patience, 3);
+  EXPECT_EQ(plan->pace.min_improvement, 0.01);
+  v1::Assignment assignment;
+  FillAssignment(*plan, assignment);
+  EXPECT_EQ(assignment.training().proximal_mu(), 0.5f);
+  EXPECT_EQ(CohortSize(*Plan("run: {nodes_per_round: 10, over_selection: 1.3}")), 13);
+  EXPECT_EQ(ErrorOf("run: {mode: fast}"), "run.mode: 'fast' is not known; use sync or async");
+  EXPECT_EQ(ErrorOf("run: {over_selection: 0.5}"), "run.over_selection: 0.5 is below 1");
+  EXPECT_EQ(ErrorOf("run: {lease_seconds: 5}"), "run.lease_seconds: 5 is below 10");
+  EXPECT_EQ(ErrorOf("run: {early_stopping: {}}"), "run.early_stopping.patience: 0 is below 1");
+  EXPECT_EQ(ErrorOf("run: {mode: async, max_staleness: 0}"),
+            "run.max_staleness: 0, but async needs at least 1");
+}
+
+TEST(RunPlanTest, FoldsNothingInWhereVersionsDiffer) {
+  for (const char* text :
+       {"run: {aggregation: {mode: flora}}", "run: {aggregation: {mode: flexlora}}",
+        "run: {aggregation: {mode: rolora}}", "run: {aggregation: {components_per_round: 2}}",
+        "run: {aggregation: {robust: multi-krum}}"}) {
+    const auto plan = Plan(text);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    EXPECT_EQ(plan->pace.max_staleness, 0) << text;
+  }
+  EXPECT_EQ(Plan("run: {aggregation: {mode: fedex}}")->pace.max_staleness, 3);
+  EXPECT_EQ(ErrorOf("run: {max_staleness: 2, aggregation: {mode: flora}}"),
+            "run.max_staleness: 2, but the mode makes new factors each round; use "
+            "factor-averaging, fedex or ffa");
+  EXPECT_EQ(ErrorOf("run: {mode: async, aggregation: {mode: rolora}}"),
+            "run.mode: async folds in updates of older versions, but rounds train different parts "
+            "of the adapter in turn; use factor-averaging, fedex or ffa, and no "
+            "components_per_round");
+  EXPECT_EQ(ErrorOf("run: {mode: async, aggregation: {robust: multi-krum}}"),
+            "run.mode: async folds in updates of older versions, but run.aggregation.robust "
+            "compares updates of one version; use none");
 }
 
 TEST(RunPlanTest, TakesWhatIsWritten) {

@@ -378,6 +378,7 @@ std::vector<std::string> BlobsIn(const TemporaryDir& dir) {
 
 ParticipationRecord Accepted(uint64_t round, absl::string_view node, absl::string_view bytes) {
   return {.round = round,
+          .counted = round,
           .node_id = std::string(node),
           .outcome = Outcome::kAccepted,
           .digest = Sha256Of(bytes),
@@ -428,7 +429,7 @@ TEST(SqliteStoreTest, KeepsUpdatesUntilTheNextVersion) {
     const std::string bytes = absl::StrCat("update ", round);
     ASSERT_TRUE(store->WriteUpdate(Sha256Of(bytes), bytes).ok());
     ASSERT_TRUE(store->RecordParticipations(kRun, {Accepted(round, "node-01", bytes)}).ok());
-    const std::vector<Contribution> parts = {{"node-01", Sha256Of(bytes), 12, bytes.size()}};
+    const std::vector<Contribution> parts = {{"node-01", round, Sha256Of(bytes), 12, bytes.size()}};
     ASSERT_TRUE(store
                     ->PublishVersion(kRun, Version(round),
                                      {.encoded = absl::StrCat("e", round), .master = "m"}, parts)
@@ -439,9 +440,51 @@ TEST(SqliteStoreTest, KeepsUpdatesUntilTheNextVersion) {
   const auto parts = *store->ListContributions(kRun, 1);
   ASSERT_EQ(parts.size(), 1u);
   EXPECT_EQ(parts[0].node_id, "node-01");
+  EXPECT_EQ(parts[0].round, 1u);
   EXPECT_EQ(parts[0].digest, Sha256Of("update 1"));
   EXPECT_EQ(parts[0].weight, 12u);
   EXPECT_EQ(parts[0].wire_bytes, 8u);
+}
+
+TEST(SqliteStoreTest, KeepsALateUpdateWithTheRoundItCountsIn) {
+  const TemporaryDir dir;
+  auto store = OpenOrDie(dir);
+  ASSERT_TRUE(Publish(*store, 0).ok());
+  ASSERT_TRUE(store->StartRound(kRun, Round(1, 0)).ok());
+  ASSERT_TRUE(store->AddMembers(kRun, 1, std::vector<std::string>{"node-00", "node-02"}).ok());
+  ASSERT_TRUE(store->PublishVersion(kRun, Version(1), {.encoded = "e1", .master = "m1"}, {}).ok());
+  ASSERT_TRUE(store->StartRound(kRun, Round(2, 1)).ok());
+  ParticipationRecord late = Accepted(1, "node-02", "late");
+  late.counted = 2;
+  ASSERT_TRUE(store->WriteUpdate(late.digest, "late").ok());
+  ASSERT_TRUE(store->RecordParticipations(kRun, {late}).ok());
+  store = OpenOrDie(dir);
+  const auto folded = *store->ListFolded(kRun, 2);
+  ASSERT_EQ(folded.size(), 1u);
+  EXPECT_EQ(folded[0].round, 1u);
+  EXPECT_EQ(folded[0].counted, 2u);
+  EXPECT_EQ(folded[0].node_id, "node-02");
+  EXPECT_TRUE(store->ListFolded(kRun, 1)->empty());
+  EXPECT_EQ(store->ListParticipations(kRun, 1)->size(), 1u);
+  const auto rounds = *store->ListRounds(kRun, 0);
+  ASSERT_EQ(rounds.size(), 2u);
+  EXPECT_EQ(rounds[0].cohort, (std::vector<std::string>{"node-00", "node-01", "node-02"}));
+  EXPECT_EQ(store->ListRounds(kRun, 1)->size(), 1u);
+  // Its bytes go with the version after the one it counts in; it is there beside the node's own.
+  const std::vector<Contribution> parts = {{"node-02", 1, late.digest, 12, 4},
+                                           {"node-02", 2, Sha256Of("own"), 12, 3}};
+  VersionRecord second = Version(2);
+  second.counts.folded = 1;
+  ASSERT_TRUE(store->PublishVersion(kRun, second, {.encoded = "e2", .master = "m2"}, parts).ok());
+  EXPECT_TRUE(store->ReadBlob(late.digest).ok());
+  EXPECT_EQ(store->LatestVersion(kRun)->value().counts.folded, 1);
+  const auto stored = *store->ListContributions(kRun, 2);
+  ASSERT_EQ(stored.size(), 2u);
+  EXPECT_EQ(stored[0].round, 1u);
+  EXPECT_EQ(stored[1].round, 2u);
+  ASSERT_TRUE(store->StartRound(kRun, Round(3, 2)).ok());
+  ASSERT_TRUE(Publish(*store, 3).ok());
+  EXPECT_EQ(store->ReadBlob(late.digest).status().code(), absl::StatusCode::kNotFound);
 }
 
 TEST(SqliteStoreTest, DropsUpdatesThatDoNotCount) {
