@@ -264,6 +264,19 @@ void AddWorkOptions(CLI::App* command, SimulateOptions& options) {
       ->check(CLI::Range(1e-9, 10.0))
       ->type_name("X");
   command
+      ->add_option("--slow-share", simulation.speeds.slow_share,
+                   "Simulate time, with this share of the nodes slower than the others")
+      ->check(CLI::Range(0.0, 1.0))
+      ->type_name("SHARE");
+  command
+      ->add_option("--slow-factor", simulation.speeds.slow_factor,
+                   "With --slow-share: how many times slower")
+      ->check(CLI::Range(1.0, 1e6))
+      ->capture_default_str()
+      ->type_name("X");
+  command->add_flag("--virtual-time", simulation.virtual_time,
+                    "Simulate time also without slow nodes (asynchronous runs always do)");
+  command
       ->add_option("--attack", options.attack,
                    absl::StrCat("What the lying nodes do, to see what the server's run.admission "
                                 "and run.aggregation.robust make of it: ",

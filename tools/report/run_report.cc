@@ -35,6 +35,8 @@ Json RoundToJson(const RoundRecord& record) {
   json["train_tokens"] = record.train_tokens;
   json["aggregation_error"] = NumberJson(record.aggregation_error);
   json["seconds"] = NumberJson(record.seconds);
+  if (record.folded > 0) json["folded"] = record.folded;
+  if (record.virtual_seconds > 0) json["virtual_seconds"] = NumberJson(record.virtual_seconds);
   if (!record.note.empty()) json["note"] = record.note;
   return json;
 }

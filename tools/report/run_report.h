@@ -31,6 +31,8 @@ struct RoundRecord {
   uint64_t train_tokens = 0;
   double aggregation_error = 0;  // mean of products against the version's product, relative
   double seconds = 0;            // wall time, evaluation included
+  int64_t folded = 0;            // accepted updates of earlier rounds
+  double virtual_seconds = 0;    // since the start, when the round ended; 0: time was not simulated
   std::string note;              // why it was abandoned
 };
 

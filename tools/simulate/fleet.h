@@ -32,7 +32,7 @@ struct FleetOptions {
   std::string spill_dir;
   Env* env = nullptr;
   int64_t max_validation_tokens = 0;  // of each task's own look at its held-out data
-  bool keep_examples = true;            // tokenize once, for more memory
+  bool keep_examples = true;          // tokenize once, for more memory
   std::function<bool()> stopping;
 };
 

@@ -93,11 +93,14 @@ void LiveView::RoundFinished(const RoundRecord& record) {
                                   ? absl::StrFormat("%.1f%%", 100 * *record.quality->label_accuracy)
                                   : "");
   }
+  std::string note = record.note.empty() ? "" : absl::StrCat("  ", record.note);
+  if (record.virtual_seconds > 0) {
+    note = absl::StrFormat("  at %.0f s, %d late%s", record.virtual_seconds, record.folded, note);
+  }
   line_->Print(absl::StrFormat("%5d  %2d/%-2d  %6.3f %s  %8s  %8s  %6s%s", record.round,
                                record.accepted, record.assigned, record.train_loss, quality,
                                FormatBytes(record.upload_bytes), FormatBytes(record.download_bytes),
-                               FormatTimeSpan(absl::Seconds(record.seconds)),
-                               record.note.empty() ? "" : absl::StrCat("  ", record.note)));
+                               FormatTimeSpan(absl::Seconds(record.seconds)), note));
 }
 
 void LiveView::CentralizedStep(const TrainProgress& progress) {

@@ -101,6 +101,10 @@ std::optional<SimulationEvent> SimulatedServer::NextEvent(absl::Duration timeout
   return parts_->events.Next(timeout);
 }
 
+void SimulatedServer::NoteHoldout(uint64_t version, double loss, int64_t tokens) {
+  parts_->core->RecordHoldout(version, loss, tokens);
+}
+
 void SimulatedServer::Tick() { parts_->core->Tick(); }
 
 }  // namespace fedge

@@ -53,6 +53,9 @@ class SimulatedServer {
   // The next event, waited for at most `timeout` of real time; nothing when none came.
   std::optional<SimulationEvent> NextEvent(absl::Duration timeout);
 
+  // A version's loss was measured outside: for early stopping.
+  void NoteHoldout(uint64_t version, double loss, int64_t tokens);
+
   // The clock was moved: deadlines are looked at.
   void Tick();
 

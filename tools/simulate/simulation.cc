@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <utility>
 #include <variant>
 
@@ -46,6 +47,12 @@ class Simulation {
   absl::Status StartServer();
   absl::Status RunRounds();
   absl::StatusOr<bool> RunRound(const RoundStarted& started);
+  // The same in virtual time: one node acts after the other.
+  absl::Status RunTimeline();
+  absl::Status Act(size_t node);
+  absl::StatusOr<bool> DrainEvents();  // whether the run is over
+  absl::Status EndRound(const RoundCounts& counts, RoundRecord record);
+  absl::Status Measure(RoundRecord& record);
   std::vector<NodeOutcome> RunCohort(const std::vector<std::string>& cohort);
   void SumUp(const std::vector<NodeOutcome>& outcomes, RoundRecord* record);
   absl::Status FinishRound(RoundRecord record);
@@ -76,6 +83,13 @@ class Simulation {
   LoraAdapter initial_;  // version 0
   LoraAdapter current_;
   int64_t abandoned_in_a_row_ = 0;
+  // In virtual time.
+  bool virtual_time_ = false;
+  std::vector<double> speeds_;  // tokens a second, by node
+  std::map<std::string, HeldLink*> held_links_;
+  Timeline timeline_;
+  std::vector<NodeOutcome> outcomes_;  // since the last version
+  double round_start_ = 0;
   double start_seconds_ = 0;
 };
 
@@ -86,7 +100,7 @@ absl::StatusOr<RunReport> Simulation::Run() {
   RETURN_IF_ERROR(MeasureStart());
   const double rounds_start = Seconds();
   RETURN_IF_ERROR(StartServer());
-  RETURN_IF_ERROR(RunRounds());
+  RETURN_IF_ERROR(virtual_time_ ? RunTimeline() : RunRounds());
   report_.federated_seconds = Seconds() - rounds_start;
   for (int64_t i = 0; i < fleet_->size(); ++i) {
     report_.nodes[static_cast<size_t>(i)].rounds = fleet_->accepted_rounds(i);
@@ -122,7 +136,7 @@ absl::Status Simulation::LoadData() {
 
   const auto nodes = static_cast<uint32_t>(data_.nodes.size());
   v1::ServerConfig config;
-  config.set_retry_seconds(1);
+  if (!options_.virtual_time && options_.speeds.slow_share == 0) config.set_retry_seconds(1);
   v1::RunConfig& run = *config.mutable_run();
   run = options_.run;
   const auto usual = static_cast<uint32_t>(RunPlan().nodes_per_round);
@@ -135,6 +149,12 @@ absl::Status Simulation::LoadData() {
   ASSIGN_OR_RETURN(const LoraPlan lora, MakeLoraPlan(run));
   ASSIGN_OR_RETURN(LoraSpec spec, base.MakeLoraSpec(lora.targets));
   ASSIGN_OR_RETURN(plan_, MakeRunPlan(config, std::move(spec), base.sha256()));
+  virtual_time_ = options_.virtual_time || options_.speeds.slow_share > 0 || plan_.pace.is_async;
+  if (virtual_time_ && options_.attack.kind != AttackKind::kNone) {
+    return absl::InvalidArgumentError(
+        "--attack: attackers wait for the honest nodes of a round; not with virtual time, slow "
+        "nodes or an asynchronous run");
+  }
   if (plan_.length > base.config().context_length) {
     return absl::InvalidArgumentError(absl::StrCat("run.training.length: ", plan_.length,
                                                    " is above the base model's context of ",
@@ -210,6 +230,11 @@ absl::Status Simulation::StartServer() {
       link = KeepUpdates(std::move(link), JoinPath(options_.out_dir, "updates"), environment_.env);
     }
     link = adversary_->Wrap(node_id, std::move(link));
+    if (virtual_time_) {
+      auto held = std::make_unique<HeldLink>(std::move(link));
+      held_links_[node_id] = held.get();
+      link = std::move(held);
+    }
     return environment_.wrap_link ? environment_.wrap_link(node_id, std::move(link))
                                   : std::move(link);
   };
@@ -251,7 +276,7 @@ absl::Status Simulation::RunRounds() {
 
 // Returns whether the round published a version.
 absl::StatusOr<bool> Simulation::RunRound(const RoundStarted& started) {
-  const double start = Seconds();
+  round_start_ = Seconds();
   view_->RoundStarted(started.round, started.cohort.size());
   const std::vector<NodeOutcome> outcomes = RunCohort(started.cohort);
   if (interrupted()) return absl::CancelledError("interrupted");
@@ -279,23 +304,105 @@ absl::StatusOr<bool> Simulation::RunRound(const RoundStarted& started) {
       record.note = absl::StrCat("abandoned: ", abandoned->reason);
     }
     if (counts == nullptr) continue;
-    record.assigned = counts->assigned;
-    record.accepted = counts->accepted;
-    record.rejected = counts->rejected;
-    record.dropped = counts->dropped;
-    break;
+    RETURN_IF_ERROR(EndRound(*counts, std::move(record)));
+    return report_.rounds.back().version > 0;
   }
-  if (record.version > 0) {
-    const bool last = static_cast<int64_t>(record.version) >= plan_.rounds;
-    const bool labels = held_out_->has_labels() &&
-                        (last || record.version % static_cast<uint64_t>(options_.label_every) == 0);
-    ASSIGN_OR_RETURN(record.quality, held_out_->Measure(&current_, labels, *pool_));
-    report_.after = *record.quality;
+}
+
+absl::Status Simulation::Measure(RoundRecord& record) {
+  const bool last = static_cast<int64_t>(record.version) >= plan_.rounds;
+  const bool labels = held_out_->has_labels() &&
+                      (last || record.version % static_cast<uint64_t>(options_.label_every) == 0);
+  ASSIGN_OR_RETURN(record.quality, held_out_->Measure(&current_, labels, *pool_));
+  report_.after = *record.quality;
+  server_->NoteHoldout(record.version, record.quality->validation_loss, held_out_->tokens());
+  return absl::OkStatus();
+}
+
+absl::Status Simulation::EndRound(const RoundCounts& counts, RoundRecord record) {
+  record.assigned = counts.assigned;
+  record.accepted = counts.accepted;
+  record.rejected = counts.rejected;
+  record.dropped = counts.dropped;
+  record.folded = counts.folded;
+  if (record.version > 0) RETURN_IF_ERROR(Measure(record));
+  record.seconds = Seconds() - round_start_;
+  return FinishRound(std::move(record));
+}
+
+absl::Status Simulation::RunTimeline() {
+  SpeedOptions options = options_.speeds;
+  options.seed = plan_.seed;
+  speeds_ = DrawSpeeds(options, static_cast<size_t>(fleet_->size()));
+  // Nodes come one after the other within the pace of check-ins.
+  const double pace = absl::ToDoubleSeconds(plan_.retry);
+  for (size_t i = 0; i < speeds_.size(); ++i) {
+    timeline_.Add(
+        absl::Seconds(pace * static_cast<double>(i) / static_cast<double>(speeds_.size())), i);
   }
-  record.seconds = Seconds() - start;
-  const bool published = record.version > 0;
-  RETURN_IF_ERROR(FinishRound(std::move(record)));
-  return published;
+  const absl::Duration start = clock_.Monotonic();
+  round_start_ = Seconds();
+  for (;;) {
+    ASSIGN_OR_RETURN(const bool over, DrainEvents());
+    if (over) return absl::OkStatus();
+    if (interrupted()) return absl::CancelledError("interrupted");
+    if (timeline_.empty()) return absl::InternalError("no node has anything left to do");
+    const Timeline::Event event = timeline_.Take();
+    clock_.Advance(std::max(start + event.at - clock_.Monotonic(), absl::ZeroDuration()));
+    server_->Tick();
+    RETURN_IF_ERROR(Act(event.node));
+  }
+}
+
+absl::Status Simulation::Act(size_t node) {
+  HeldLink& link = *held_links_.at(fleet_->node_id(static_cast<int64_t>(node)));
+  link.Release();
+  NodeOutcome outcome =
+      std::move(fleet_->RunCohort({fleet_->node_id(static_cast<int64_t>(node))}, {}).front());
+  absl::Duration pause = plan_.retry;
+  if (link.holds()) {
+    const auto tokens = static_cast<double>(plan_.steps * plan_.batch_size * plan_.length);
+    pause = absl::Seconds(tokens / speeds_[node]);
+  } else if (outcome.status.ok()) {
+    if (outcome.step.kind == StepKind::kFinished) return absl::OkStatus();
+    pause = outcome.step.pause;
+    if (outcome.step.kind != StepKind::kWaiting) {
+      view_->NodeDone(outcome);
+      outcomes_.push_back(std::move(outcome));
+    }
+  }
+  timeline_.Add(clock_.Monotonic() + pause, node);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> Simulation::DrainEvents() {
+  while (std::optional<SimulationEvent> event = server_->NextEvent(absl::ZeroDuration())) {
+    if (const auto* const failed = std::get_if<ServerFailed>(&*event)) return failed->status;
+    if (std::holds_alternative<RunCompleted>(*event)) return true;
+    if (const auto* const started = std::get_if<RoundStarted>(&*event)) {
+      const size_t updates = static_cast<size_t>(plan_.nodes_per_round);
+      view_->RoundStarted(started->round, plan_.pace.is_async ? updates : started->cohort.size());
+      round_start_ = Seconds();
+      continue;
+    }
+    RoundRecord record;
+    record.virtual_seconds = absl::ToDoubleSeconds(clock_.Monotonic());
+    const RoundCounts* counts = nullptr;
+    if (const auto* const published = std::get_if<AdapterPublished>(&*event)) {
+      counts = &published->counts;
+      record.round = published->round;
+      record.version = published->version;
+      record.aggregation_error = published->aggregation_error;
+      current_ = published->adapter;
+    } else if (const auto* const abandoned = std::get_if<RoundAbandoned>(&*event)) {
+      counts = &abandoned->counts;
+      record.round = abandoned->round;
+      record.note = absl::StrCat("abandoned: ", abandoned->reason);
+    }
+    SumUp(std::exchange(outcomes_, {}), &record);
+    RETURN_IF_ERROR(EndRound(*counts, std::move(record)));
+  }
+  return false;
 }
 
 // Attackers go last: they know what the others sent.
@@ -419,6 +526,15 @@ void Simulation::FillSettings() {
     add("loss", absl::StrFormat("a completion's token counts %g times a plain text's",
                                 plan_.completion_weight));
   }
+  if (virtual_time_) {
+    add("pace", absl::StrFormat(
+                    "%s, %g times as many nodes as updates, staleness up to %d; %.0f%% of the "
+                    "nodes %g times slower than the others' %g tokens/s",
+                    plan_.pace.is_async ? "asynchronous" : "synchronous", plan_.pace.over_selection,
+                    plan_.pace.max_staleness, 100 * options_.speeds.slow_share,
+                    options_.speeds.slow_factor, options_.speeds.tokens_per_second));
+  }
+  if (plan_.proximal_mu > 0) add("FedProx", absl::StrFormat("mu %g", plan_.proximal_mu));
   if (plan_.lora_dropout > 0) {
     add("LoRA dropout", absl::StrFormat("%g", plan_.lora_dropout));
   }

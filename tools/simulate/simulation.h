@@ -20,6 +20,7 @@
 #include "tools/report/run_report.h"
 #include "tools/simulate/attack.h"
 #include "tools/simulate/node_data.h"
+#include "tools/simulate/timeline.h"
 
 namespace fedge {
 
@@ -36,6 +37,10 @@ struct SimulationOptions {
   // round averages over as many batches, and that is how Adam's rate goes with the batch size
   // (Malladi et al. 2022).
   float centralized_learning_rate = 0;
+  // Nodes take virtual time, one after the other: with this, with slow nodes and in asynchronous
+  // runs. Not with attacks.
+  bool virtual_time = false;
+  SpeedOptions speeds;        // speeds.seed is set from the run's seed
   AttackOptions attack;       // attack.seed is set from the run's seed
   bool keep_updates = false;  // write each node's encoded update to <out>/updates
   int64_t eval_tokens = 20'000;
