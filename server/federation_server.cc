@@ -1,9 +1,12 @@
 #include "server/federation_server.h"
 
+#include <unistd.h>
+
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/address.h"
 #include "common/base/status.h"
 #include "common/base/thread_pool.h"
 #include "common/training/adapter_init.h"
@@ -15,11 +18,39 @@ namespace {
 
 constexpr char kDefaultListen[] = "127.0.0.1:9480";
 constexpr char kDefaultStateDir[] = "fedge-server-state";
+constexpr uint32_t kMaxCertificateHours = 2160;
+
+std::string StateDir(const v1::ServerConfig& config) {
+  return config.has_state_dir() ? config.state_dir() : kDefaultStateDir;
+}
+
+std::string ListenAddress(const v1::ServerConfig& config) {
+  return config.has_listen() ? config.listen() : kDefaultListen;
+}
+
+// Of a checked `listen`.
+absl::StatusOr<HostPort> ListenHostPort(const v1::ServerConfig& config) {
+  return ParseHostPort(ListenAddress(config), "listen:", 0);
+}
+
+absl::Status CheckListeners(const v1::ServerConfig& config) {
+  RETURN_IF_ERROR(CheckListenAddress(ListenAddress(config)));
+  if (config.insecure()) return CheckLoopback(ListenAddress(config));
+  if (config.has_enroll_listen()) {
+    RETURN_IF_ERROR(CheckListenAddress(config.enroll_listen(), "enroll_listen"));
+  }
+  if (config.has_certificate_hours() &&
+      (config.certificate_hours() < 1 || config.certificate_hours() > kMaxCertificateHours)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "certificate_hours: ", config.certificate_hours(), " is not 1 to ", kMaxCertificateHours));
+  }
+  return absl::OkStatus();
+}
 
 // What needs no file: asked first, before a big model is loaded or anything is made.
 absl::Status CheckFields(const v1::ServerConfig& config) {
   RETURN_IF_ERROR(MakeRunPlan(config, LoraSpec(), Digest()).status());
-  return config.has_listen() ? CheckListenAddress(config.listen()) : absl::OkStatus();
+  return CheckListeners(config);
 }
 
 absl::StatusOr<std::shared_ptr<const BaseModel>> LoadModel(const v1::ServerConfig& config,
@@ -57,7 +88,7 @@ absl::StatusOr<std::unique_ptr<FederationCore>> MakeCore(const v1::ServerConfig&
                                                          const FederationServerOptions& options,
                                                          HoldoutEvaluator* holdout) {
   SqliteStoreOptions store_options;
-  store_options.dir = config.has_state_dir() ? config.state_dir() : kDefaultStateDir;
+  store_options.dir = StateDir(config);
   if (config.has_keep_versions()) store_options.keep_versions = config.keep_versions();
   ASSIGN_OR_RETURN(std::unique_ptr<SqliteStore> store,
                    SqliteStore::Open(store_options, *options.env));
@@ -76,6 +107,35 @@ absl::StatusOr<std::unique_ptr<FederationCore>> MakeCore(const v1::ServerConfig&
   core_options.config = config.SerializeAsString();
   return FederationCore::Create(plan, initial, std::move(store), std::move(uploads),
                                 std::move(core_options));
+}
+
+absl::StatusOr<std::unique_ptr<Membership>> OpenMembership(const v1::ServerConfig& config,
+                                                           const FederationServerOptions& options) {
+  MembershipOptions membership;
+  membership.dir = JoinPath(StateDir(config), "identity");
+  membership.env = options.env;
+  membership.clock = options.clock;
+  if (config.has_certificate_hours()) {
+    membership.node_lifetime = absl::Hours(config.certificate_hours());
+  }
+  return Membership::Open(std::move(membership));
+}
+
+// The port after that of `listen`, any if that is any.
+absl::StatusOr<std::string> EnrollListen(const v1::ServerConfig& config) {
+  if (config.has_enroll_listen()) return config.enroll_listen();
+  ASSIGN_OR_RETURN(HostPort address, ListenHostPort(config));
+  if (address.port != 0) ++address.port;
+  return address.Text();
+}
+
+// What devices reach this machine by, as far as it can know.
+absl::StatusOr<std::string> PublicHost(const v1::ServerConfig& config) {
+  if (config.has_public_host()) return config.public_host();
+  ASSIGN_OR_RETURN(const HostPort address, ListenHostPort(config));
+  if (address.host != "0.0.0.0" && address.host != "[::]") return address.host;
+  char name[256] = {};
+  return std::string(gethostname(name, sizeof(name) - 1) == 0 ? name : "localhost");
 }
 
 }  // namespace
@@ -111,8 +171,17 @@ absl::StatusOr<std::unique_ptr<FederationServer>> FederationServer::Start(
   ASSIGN_OR_RETURN(server->core_,
                    MakeCore(config, plan, *server->model_, options, server->holdout_.get()));
   GrpcServerOptions grpc_options;
-  grpc_options.listen = config.has_listen() ? config.listen() : kDefaultListen;
+  grpc_options.listen = ListenAddress(config);
+  if (!config.insecure()) {
+    ASSIGN_OR_RETURN(server->membership_, OpenMembership(config, options));
+    grpc_options.membership = server->membership_.get();
+    ASSIGN_OR_RETURN(grpc_options.enroll_listen, EnrollListen(config));
+  }
   ASSIGN_OR_RETURN(server->grpc_, GrpcServer::Start(*server->core_, grpc_options));
+  if (server->membership_ != nullptr) {
+    ASSIGN_OR_RETURN(const std::string host, PublicHost(config));
+    server->membership_->set_address(HostPort{host, server->grpc_->enroll_port()}.Text());
+  }
   if (server->holdout_ != nullptr) server->holdout_->Start(*server->core_);
   return server;
 }

@@ -14,6 +14,7 @@
 #include "server/federation_core.h"
 #include "server/grpc_server.h"
 #include "server/holdout_evaluator.h"
+#include "server/membership.h"
 #include "server/run_plan.h"
 
 namespace fedge {
@@ -41,6 +42,7 @@ class FederationServer {
 
   FederationCore& core() { return *core_; }
   GrpcServer& grpc() { return *grpc_; }
+  Membership* membership() { return membership_.get(); }  // null: insecure
   HoldoutEvaluator* holdout() { return holdout_.get(); }  // null: none configured
   const BaseModel& model() const { return *model_; }
 
@@ -53,6 +55,7 @@ class FederationServer {
   std::shared_ptr<const BaseModel> model_;
   std::unique_ptr<HoldoutEvaluator> holdout_;  // declared first: the core announces to it
   std::unique_ptr<FederationCore> core_;
+  std::unique_ptr<Membership> membership_;
   std::unique_ptr<GrpcServer> grpc_;
 };
 

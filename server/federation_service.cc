@@ -7,10 +7,13 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "common/base/clock.h"
 #include "common/base/digest.h"
 #include "common/base/status.h"
 #include "fedge/v1/federation.grpc.pb.h"
 #include "server/federation_core.h"
+#include "server/grpc_security.h"
 #include "server/work_queue.h"
 
 namespace fedge {
@@ -29,12 +32,24 @@ grpc::Status Overloaded() {
                       "the server has too many requests waiting; come back later");
 }
 
+// Where connections have certificates, a node speaks for itself alone.
+absl::Status CheckSpeaker(const std::optional<std::string>& certified, absl::string_view node_id) {
+  if (!certified || *certified == node_id) return absl::OkStatus();
+  return absl::PermissionDeniedError(absl::StrCat(
+      "node_id: is not '", *certified, "', the node that the connection's certificate names"));
+}
+
 // Streams a blob that is in memory: a write copies one chunk, so it needs no worker. Only finding
 // the blob may read the disk.
 class DownloadReactor : public grpc::ServerWriteReactor<v1::Chunk> {
  public:
-  DownloadReactor(FederationCore& core, WorkQueue& queue, const v1::DownloadRequest* request)
+  DownloadReactor(FederationCore& core, WorkQueue& queue, const v1::DownloadRequest* request,
+                  const absl::Status& speaker)
       : offset_(request->offset()) {
+    if (!speaker.ok()) {
+      Finish(ToGrpc(speaker));
+      return;
+    }
     const auto open = [this, &core, request = *request] {
       absl::StatusOr<std::shared_ptr<const std::string>> bytes = core.OpenDownload(request);
       if (!bytes.ok()) return Finish(ToGrpc(bytes.status()));
@@ -69,8 +84,12 @@ class DownloadReactor : public grpc::ServerWriteReactor<v1::Chunk> {
 // One message at a time: read, handle on a worker, read on. A slow disk so slows the sender down.
 class UploadReactor : public grpc::ServerReadReactor<v1::UploadRequest> {
  public:
-  UploadReactor(FederationCore& core, WorkQueue& queue, v1::UploadReceipt* receipt)
-      : upload_(core.StartUpload()), queue_(queue), receipt_(receipt) {
+  UploadReactor(FederationCore& core, WorkQueue& queue, v1::UploadReceipt* receipt,
+                std::optional<std::string> certified)
+      : upload_(core.StartUpload()),
+        queue_(queue),
+        receipt_(receipt),
+        certified_(std::move(certified)) {
     StartRead(&request_);
   }
 
@@ -83,6 +102,10 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadRequest> {
 
  private:
   void HandleMessage() {
+    if (request_.has_id()) {
+      const absl::Status speaker = CheckSpeaker(certified_, request_.id().node_id());
+      if (!speaker.ok()) return Finish(ToGrpc(speaker));
+    }
     absl::StatusOr<std::optional<v1::UploadReceipt>> receipt = upload_.OnMessage(request_);
     if (!receipt.ok()) return Finish(ToGrpc(receipt.status()));
     if (!receipt->has_value()) return StartRead(&request_);
@@ -99,6 +122,7 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadRequest> {
   FederationCore::Upload upload_;
   WorkQueue& queue_;
   v1::UploadReceipt* receipt_;
+  const std::optional<std::string> certified_;
   v1::UploadRequest request_;
 };
 
@@ -109,30 +133,34 @@ class FederationService final : public v1::FederationService::CallbackService {
   grpc::ServerUnaryReactor* CheckIn(grpc::CallbackServerContext* context,
                                     const v1::CheckInRequest* request,
                                     v1::CheckInResponse* response) override {
-    return Run(context,
-               [this, request, response] { return Assign(core_.CheckIn(*request), response); });
+    return Run(context, request->node_id(), [this, request, response]() -> absl::Status {
+      RETURN_IF_ERROR(Assign(core_.CheckIn(*request), response));
+      response->set_server_time_ms(absl::ToUnixMillis(Clock::Real()->Now()));
+      return absl::OkStatus();
+    });
   }
 
   grpc::ServerUnaryReactor* QueryUpload(grpc::CallbackServerContext* context,
                                         const v1::QueryUploadRequest* request,
                                         v1::QueryUploadResponse* response) override {
-    return Run(context,
+    return Run(context, request->id().node_id(),
                [this, request, response] { return Assign(core_.QueryUpload(*request), response); });
   }
 
   grpc::ServerUnaryReactor* Report(grpc::CallbackServerContext* context,
                                    const v1::ReportRequest* request, v1::ReportResponse*) override {
-    return Run(context, [this, request] { return core_.Report(*request); });
+    return Run(context, request->node_id(), [this, request] { return core_.Report(*request); });
   }
 
-  grpc::ServerWriteReactor<v1::Chunk>* Download(grpc::CallbackServerContext*,
+  grpc::ServerWriteReactor<v1::Chunk>* Download(grpc::CallbackServerContext* context,
                                                 const v1::DownloadRequest* request) override {
-    return new DownloadReactor(core_, queue_, request);
+    return new DownloadReactor(core_, queue_, request,
+                               CheckSpeaker(CertifiedNode(*context), request->node_id()));
   }
 
-  grpc::ServerReadReactor<v1::UploadRequest>* Upload(grpc::CallbackServerContext*,
+  grpc::ServerReadReactor<v1::UploadRequest>* Upload(grpc::CallbackServerContext* context,
                                                      v1::UploadReceipt* receipt) override {
-    return new UploadReactor(core_, queue_, receipt);
+    return new UploadReactor(core_, queue_, receipt, CertifiedNode(*context));
   }
 
  private:
@@ -142,10 +170,16 @@ class FederationService final : public v1::FederationService::CallbackService {
     return result.status();
   }
 
-  // Request and response live until the reactor finishes.
+  // For the node that the request names. Request and response live until the reactor finishes.
   template <typename Function>
-  grpc::ServerUnaryReactor* Run(grpc::CallbackServerContext* context, Function function) {
+  grpc::ServerUnaryReactor* Run(grpc::CallbackServerContext* context, absl::string_view node_id,
+                                Function function) {
     grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+    const absl::Status speaker = CheckSpeaker(CertifiedNode(*context), node_id);
+    if (!speaker.ok()) {
+      reactor->Finish(ToGrpc(speaker));
+      return reactor;
+    }
     const bool scheduled = queue_.Schedule(
         [reactor, function = std::move(function)] { reactor->Finish(ToGrpc(function())); });
     if (!scheduled) reactor->Finish(Overloaded());

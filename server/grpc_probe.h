@@ -9,8 +9,9 @@
 
 namespace fedge {
 
-// OK when `address` ("host:port") answers SERVING within `timeout`. Unavailable: no answer, or
-// another state.
+// OK when `address` ("host:port", "unix:path") answers SERVING, in plaintext or over TLS, within
+// `timeout` each. Of a server with certificates, its enrolment listener answers. Unavailable: no
+// answer, or another state.
 absl::Status ProbeHealth(const std::string& address, absl::Duration timeout);
 
 }  // namespace fedge

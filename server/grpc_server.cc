@@ -6,25 +6,29 @@
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/impl/service_type.h>
 #include <grpcpp/resource_quota.h>
+#include <grpcpp/support/server_interceptor.h>
 
 #include <chrono>
 #include <cstdlib>
 #include <mutex>
 #include <utility>
+#include <vector>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "common/base/address.h"
 #include "common/base/logging.h"
 #include "common/base/status.h"
+#include "server/enrollment_service.h"
 #include "server/federation_core.h"
 #include "server/federation_service.h"
+#include "server/grpc_security.h"
+#include "server/membership.h"
 #include "server/work_queue.h"
 
 namespace fedge {
 namespace {
 
 constexpr int kMaxMessageBytes = 2 << 20;
-constexpr size_t kMaxTransportBytes = size_t{256} << 20;
 constexpr char kServiceName[] = "fedge.v1.FederationService";
 
 // gRPC's own lines would stand beside our one clear line; GRPC_VERBOSITY brings them back.
@@ -38,48 +42,118 @@ void QuietGrpcLog() {
   });
 }
 
+// What one listener gives a connection.
+struct Limits {
+  const char* name;
+  int message_bytes;
+  size_t transport_bytes;  // of all connections
+  int streams;
+  int age_ms, grace_ms;  // of a connection; then of the calls that are still open
+};
+constexpr Limits kFleetLimits{"fedge-fleet", kMaxMessageBytes, size_t{256} << 20,
+                              100,           600'000,          60'000};
+// Anyone may come here, for one small call.
+constexpr Limits kEnrollmentLimits{"fedge-enrollment", 16 << 10, size_t{32} << 20, 2, 8000, 4000};
+
 // Peers that say nothing, stop in the middle, or vanish are let go after seconds; with gRPC's
 // defaults they may stay for minutes or for ever.
-void SetLimits(grpc::ServerBuilder& builder) {
-  builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
+void SetLimits(const Limits& limits, grpc::ServerBuilder& builder) {
+  builder.SetMaxReceiveMessageSize(limits.message_bytes);
   builder.SetMaxSendMessageSize(kMaxMessageBytes);
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, 8192);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, limits.streams);
   builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, 5000);
-  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, 30'000);
-  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, 600'000);
-  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS, 60'000);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, 10'000);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, limits.age_ms);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS, limits.grace_ms);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 8000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 4000);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000);
   // Two servers on one port would share its connections silently.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  grpc::ResourceQuota quota("fedge-server");
-  quota.Resize(kMaxTransportBytes);
+  grpc::ResourceQuota quota(limits.name);
+  quota.Resize(limits.transport_bytes);
   builder.SetResourceQuota(quota);
+}
+
+// The running server, listening on `listen` unless that is empty.
+absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(
+    grpc::ServerBuilder& builder, const std::string& listen,
+    const std::shared_ptr<grpc::ServerCredentials>& credentials, absl::string_view field,
+    int* port) {
+  if (!listen.empty()) builder.AddListeningPort(listen, credentials, port);
+  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  if (server == nullptr || (!listen.empty() && *port == 0)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(field, ": cannot listen on ", listen,
+                     ": the port is in use or the address is not this machine's; choose another"));
+  }
+  return server;
 }
 
 }  // namespace
 
-absl::Status CheckListenAddress(absl::string_view listen) {
-  const size_t colon = listen.rfind(':');
-  int port = 0;
-  if (colon == absl::string_view::npos || colon == 0 ||
-      !absl::SimpleAtoi(listen.substr(colon + 1), &port) || port < 0 || port > 65535) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("listen: '", listen, "' is not host:port with a port of 0 to 65535"));
-  }
-  return absl::OkStatus();
+absl::Status CheckListenAddress(absl::string_view listen, absl::string_view field) {
+  return ParseHostPort(listen, absl::StrCat(field, ":"), 0).status();
+}
+
+absl::Status CheckLoopback(absl::string_view listen) {
+  ASSIGN_OR_RETURN(const HostPort address, ParseHostPort(listen, "listen:", 0));
+  if (IsLoopback(address.host)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("listen: ", listen, ": --insecure is for this machine alone (127.0.0.1, [::1] ",
+                   "or localhost); without it, devices join by token"));
 }
 
 struct GrpcServer::State {
   State(FederationCore& core, const GrpcServerOptions& options)
       : queue(options.worker_threads, options.max_pending),
-        service(MakeFederationService(core, queue)) {}
+        calls(std::make_shared<LiveCalls>()),
+        service(MakeFederationService(core, queue)) {
+    if (options.membership == nullptr) return;
+    identity = MakeIdentityService(*options.membership, queue);
+    enrollment = MakeEnrollmentService(*options.membership, queue, [this] { return port; });
+    options.membership->AddRevocationListener(
+        [calls = std::weak_ptr<LiveCalls>(calls)](absl::string_view node) {
+          if (const std::shared_ptr<LiveCalls> live = calls.lock()) live->End(node);
+        });
+  }
 
-  WorkQueue queue;  // outlives the server: calls that end need it
-  std::unique_ptr<grpc::Service> service;
-  std::unique_ptr<grpc::Server> server;
+  absl::Status StartFleet(const GrpcServerOptions& options) {
+    grpc::ServerBuilder builder;
+    SetLimits(kFleetLimits, builder);
+    builder.RegisterService(service.get());
+    std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials();
+    if (options.membership != nullptr) {
+      builder.RegisterService(identity.get());
+      std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> factories;
+      factories.push_back(calls->MakeInterceptors());
+      builder.experimental().SetInterceptorCreators(std::move(factories));
+      credentials = MakeTlsCredentials(ListenerKind::kFleet, *options.membership);
+    }
+    ASSIGN_OR_RETURN(server, Listen(builder, options.listen, credentials, "listen", &port));
+    server->GetHealthCheckService()->SetServingStatus(kServiceName, true);
+    return absl::OkStatus();
+  }
+
+  absl::Status StartEnrollment(const GrpcServerOptions& options) {
+    if (options.membership == nullptr || options.enroll_listen.empty()) return absl::OkStatus();
+    grpc::ServerBuilder builder;
+    SetLimits(kEnrollmentLimits, builder);
+    builder.RegisterService(enrollment.get());
+    ASSIGN_OR_RETURN(enroll_server,
+                     Listen(builder, options.enroll_listen,
+                            MakeTlsCredentials(ListenerKind::kEnrollment, *options.membership),
+                            "enroll_listen", &enroll_port));
+    return absl::OkStatus();
+  }
+
+  WorkQueue queue;  // outlives the servers: calls that end need it, and `calls`
+  const std::shared_ptr<LiveCalls> calls;
+  std::unique_ptr<grpc::Service> service, identity, enrollment;
+  std::unique_ptr<grpc::Server> server, enroll_server;
   int port = 0;
+  int enroll_port = 0;
   std::once_flag shut_down;
 };
 
@@ -90,29 +164,25 @@ GrpcServer::~GrpcServer() { Shutdown(absl::ZeroDuration()); }
 absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(FederationCore& core,
                                                               const GrpcServerOptions& options) {
   QuietGrpcLog();
-  if (!options.listen.empty()) RETURN_IF_ERROR(CheckListenAddress(options.listen));
+  if (!options.listen.empty()) {
+    RETURN_IF_ERROR(CheckListenAddress(options.listen));
+    if (options.membership == nullptr) RETURN_IF_ERROR(CheckLoopback(options.listen));
+  }
+  if (!options.enroll_listen.empty()) {
+    RETURN_IF_ERROR(CheckListenAddress(options.enroll_listen, "enroll_listen"));
+  }
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-
   auto state = std::make_unique<State>(core, options);
-  grpc::ServerBuilder builder;
-  SetLimits(builder);
-  builder.RegisterService(state->service.get());
-  if (!options.listen.empty()) {
-    builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &state->port);
-  }
-  state->server = builder.BuildAndStart();
-  if (state->server == nullptr || (!options.listen.empty() && state->port == 0)) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("listen: cannot listen on ", options.listen,
-                     ": the port is in use or the address is not this machine's; choose another "
-                     "with --listen"));
-  }
-  state->server->GetHealthCheckService()->SetServingStatus(kServiceName, true);
-  return std::unique_ptr<GrpcServer>(new GrpcServer(std::move(state)));
+  RETURN_IF_ERROR(state->StartFleet(options));
+  // From here on the destructor ends what runs, in order.
+  std::unique_ptr<GrpcServer> server(new GrpcServer(std::move(state)));
+  RETURN_IF_ERROR(server->state_->StartEnrollment(options));
+  return server;
 }
 
 int GrpcServer::port() const { return state_->port; }
+int GrpcServer::enroll_port() const { return state_->enroll_port; }
 
 std::shared_ptr<grpc::Channel> GrpcServer::InProcessChannel() {
   grpc::ChannelArguments arguments;
@@ -123,9 +193,12 @@ std::shared_ptr<grpc::Channel> GrpcServer::InProcessChannel() {
 
 void GrpcServer::Shutdown(absl::Duration grace) {
   std::call_once(state_->shut_down, [&] {
+    const auto deadline = std::chrono::system_clock::now() +
+                          std::chrono::milliseconds(absl::ToInt64Milliseconds(grace));
     state_->server->GetHealthCheckService()->Shutdown();
-    state_->server->Shutdown(std::chrono::system_clock::now() +
-                             std::chrono::milliseconds(absl::ToInt64Milliseconds(grace)));
+    if (state_->enroll_server != nullptr) state_->enroll_server->Shutdown(deadline);
+    state_->server->Shutdown(deadline);
+    if (state_->enroll_server != nullptr) state_->enroll_server->Wait();
     state_->server->Wait();
   });
 }

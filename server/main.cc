@@ -40,6 +40,8 @@ struct Flags {
   std::optional<uint64_t> seed;
   std::string log_level = "info";
   std::string probe;
+  std::string join_token_file;
+  bool insecure = false;
   bool check = false;
   bool help_config = false;
   bool exit_when_finished = false;
@@ -61,8 +63,16 @@ void AddFlags(CLI::App& app, Flags& flags) {
   app.add_option("--seed", flags.seed, "Seed of the run");
   app.add_option("--log-level", flags.log_level, "debug, info, warning or error")
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}));
-  app.add_option("--probe", flags.probe, "Ask a running server for its health and exit")
+  app.add_option("--probe", flags.probe,
+                 "Ask a running server for its health and exit; with certificates, at the "
+                 "port where devices join")
       ->type_name("HOST:PORT");
+  app.add_option("--join-token-file", flags.join_token_file,
+                 "Write a token there with which up to 1000 devices may join within a day: for "
+                 "demonstrations and provisioning")
+      ->type_name("FILE");
+  app.add_flag("--insecure", flags.insecure,
+               "Plaintext without certificates; on a loopback address only");
   app.add_flag("--check", flags.check, "Check the configuration and exit");
   app.add_flag("--help-config", flags.help_config, "Print the documented configuration and exit");
   app.add_flag("--exit-when-finished", flags.exit_when_finished,
@@ -78,6 +88,7 @@ absl::StatusOr<v1::ServerConfig> MakeConfig(const Flags& flags) {
     RETURN_IF_ERROR(LoadConfigFile(flags.config, *Env::Posix(), config));
   }
   if (flags.listen) config.set_listen(*flags.listen);
+  if (flags.insecure) config.set_insecure(true);
   if (flags.base_model) config.set_base_model(*flags.base_model);
   if (flags.state_dir) config.set_state_dir(*flags.state_dir);
   if (flags.holdout) config.set_holdout(*flags.holdout);
@@ -140,6 +151,18 @@ absl::Status ServeUntilStopped(FederationServer& server, bool exit_when_finished
   }
 }
 
+absl::Status WriteJoinToken(const std::string& path, Membership* membership) {
+  if (membership == nullptr) {
+    return absl::InvalidArgumentError("--join-token-file: with --insecure nobody needs a token");
+  }
+  TokenRequest request;
+  request.uses = 1000;
+  request.lifetime = absl::Hours(24);
+  TokenRecord record;
+  ASSIGN_OR_RETURN(const std::string token, membership->CreateToken(request, &record));
+  return WritePrivateFile(path, token + "\n", *Env::Posix());
+}
+
 absl::Status Serve(const Flags& flags, bool* store_failed) {
   ASSIGN_OR_RETURN(const v1::ServerConfig config, MakeConfig(flags));
   if (flags.check) {
@@ -160,6 +183,15 @@ absl::Status Serve(const Flags& flags, bool* store_failed) {
           plan.base_model.Hex(), ", at version ", server->core().version());
   const std::string listen = config.has_listen() ? config.listen() : "127.0.0.1:9480";
   LogInfo("listening on ", listen.substr(0, listen.rfind(':')), ":", server->grpc().port());
+  if (!flags.join_token_file.empty()) {
+    RETURN_IF_ERROR(WriteJoinToken(flags.join_token_file, server->membership()));
+  }
+  if (server->membership() != nullptr) {
+    LogInfo("devices join on port ", server->grpc().enroll_port(),
+            " with a token each: ", "fedge token create");
+  } else {
+    LogWarning("--insecure: no encryption, nodes are who they say; for this machine alone");
+  }
   const absl::Status status = ServeUntilStopped(*server, flags.exit_when_finished, stop_signals);
   *store_failed = !server->core().health().ok();
   server->Shutdown(kShutdownGrace);

@@ -23,6 +23,9 @@ struct x509_st;
 
 namespace fedge {
 
+// Certificates begin so long before they are made: clocks differ.
+inline constexpr absl::Duration kBackdating = absl::Hours(48);
+
 enum class PeerKind { kAuthority, kServer, kNode, kAdminRead, kAdminWrite };
 absl::string_view PeerKindName(PeerKind kind);  // as in the URI: "ca", "server", "node", ...
 
@@ -53,6 +56,7 @@ class Certificate {
   std::string Serial() const;  // lower-case hexadecimal
   const PeerIdentity& identity() const { return identity_; }
   absl::Time not_before() const;
+  absl::Time made() const { return not_before() + kBackdating; }
   absl::Time not_after() const;
   PublicKey public_key() const;
   bool Matches(const PrivateKey& key) const;

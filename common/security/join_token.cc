@@ -53,7 +53,7 @@ std::string JoinToken::Text() const {
   return absl::StrCat(kPrefix, ToBase32(writer.bytes()));
 }
 
-std::string TokenId(const Digest& hash) { return hash.Hex().substr(0, 12); }
+std::string JoinTokenId(const Digest& hash) { return hash.Hex().substr(0, 12); }
 
 absl::StatusOr<JoinToken> MakeJoinToken(const Digest& authority, absl::string_view address) {
   JoinToken token;

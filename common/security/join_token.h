@@ -26,7 +26,7 @@ struct JoinToken {
 };
 
 // The name of a token in lists and logs; the secret cannot be found from it.
-std::string TokenId(const Digest& hash);
+std::string JoinTokenId(const Digest& hash);
 
 // A token with a new secret from OpenSSL's generator.
 absl::StatusOr<JoinToken> MakeJoinToken(const Digest& authority, absl::string_view address);

@@ -161,6 +161,7 @@ v1::ServerConfig ToyConfig(const std::string& model, const std::string& state_di
   config.set_base_model(model);
   config.set_state_dir(state_dir);
   config.set_listen("127.0.0.1:0");
+  config.set_insecure(true);
   config.set_retry_seconds(0.01);
   v1::RunConfig& run = *config.mutable_run();
   run.set_rounds(kToyRounds);

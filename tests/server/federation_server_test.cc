@@ -123,7 +123,7 @@ TEST_F(FederationServerTest, NamesWhatIsWrongWithAConfiguration) {
   EXPECT_EQ(message(), "run.lora: LoRA target layers 1 to 7: the model has layers 0 to 1");
   config_ = good;
   config_.set_listen("nowhere");
-  EXPECT_THAT(message(), StartsWith("listen: 'nowhere' is not host:port"));
+  EXPECT_THAT(message(), StartsWith("listen: \"nowhere\" is not host:port"));
   EXPECT_EQ(CheckServerConfig(config_, *Env::Posix()).code(), absl::StatusCode::kInvalidArgument);
   config_ = good;
   config_.set_holdout(dir_.File("nothing"));

@@ -1,0 +1,25 @@
+// fedge.v1.EnrollmentService and fedge.v1.IdentityService over gRPC: messages in, Membership called
+// on a WorkQueue, answers out. No decision is made here.
+#ifndef FEDGE_SERVER_ENROLLMENT_SERVICE_H_
+#define FEDGE_SERVER_ENROLLMENT_SERVICE_H_
+
+#include <functional>
+#include <memory>
+
+namespace grpc {
+class Service;
+}  // namespace grpc
+
+namespace fedge {
+
+class Membership;
+class WorkQueue;
+
+// `fleet_port` is asked at each enrolment. All references must outlive the gRPC server.
+std::unique_ptr<grpc::Service> MakeEnrollmentService(Membership& membership, WorkQueue& queue,
+                                                     std::function<int()> fleet_port);
+std::unique_ptr<grpc::Service> MakeIdentityService(Membership& membership, WorkQueue& queue);
+
+}  // namespace fedge
+
+#endif  // FEDGE_SERVER_ENROLLMENT_SERVICE_H_
