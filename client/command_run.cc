@@ -1,6 +1,4 @@
 // fedge-client run: the daemon.
-#include <unistd.h>
-
 #include <csignal>
 #include <memory>
 #include <string>
@@ -23,22 +21,20 @@ void CatchStopSignals() {
   sigaction(SIGINT, &action, nullptr);
 }
 
-std::string HostName() {
-  char name[256] = {};
-  return gethostname(name, sizeof(name) - 1) == 0 && name[0] != '\0' ? name : "fedge-node";
-}
-
 void AddRunFlags(CLI::App* run, DaemonOptions* options) {
-  run->add_option("--server", options->server, "Address of fedge-server, host:port")
-      ->required()
+  run->add_option("--server", options->server,
+                  "Address of fedge-server (default: the one this device joined)")
       ->type_name("H:P");
+  run->add_flag("--insecure", options->insecure,
+                "Plaintext, without having joined; for a --server on this machine only");
   run->add_option("--model", options->model, "Base model (GGUF), the same file as the server's")
       ->required()
       ->type_name("FILE");
   run->add_option("--data", options->data, "Local data: a JSONL or text file, or a folder of them")
       ->required()
       ->type_name("PATH");
-  run->add_option("--node-id", options->node_id, "Name of this node")->capture_default_str();
+  run->add_option("--node-id", options->node_id,
+                  "Name of this node (default: the one it joined as; with --insecure the host's)");
   run->add_option("--state-dir", options->state_dir, "What the node keeps between rounds")
       ->capture_default_str();
   run->add_option("--out", options->out_dir,
@@ -53,20 +49,20 @@ void AddRunFlags(CLI::App* run, DaemonOptions* options) {
   run->add_flag("--once", options->once, "End after one task (or when there is none)");
   run->footer(
       "Example:\n"
-      "  fedge-client run --server 10.0.0.5:9480 --model base.gguf --data notes.jsonl\n");
+      "  fedge-client run --model base.gguf --data notes.jsonl\n");
 }
 
 }  // namespace
 
 ClientCommand AddRunCommand(CLI::App& program) {
   const auto options = std::make_shared<DaemonOptions>();
-  options->node_id = HostName();
   CLI::App* const run =
       program.add_subcommand("run", "Take part in a server's run until it is over");
   AddRunFlags(run, options.get());
   return {run, [options] {
             CatchStopSignals();
             options->stopping = [] { return stop_requested != 0; };
+            if (options->insecure && options->node_id.empty()) options->node_id = HostName();
             return RunDaemon(*options, *Env::Posix());
           }};
 }

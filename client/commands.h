@@ -4,6 +4,7 @@
 #define FEDGE_CLIENT_COMMANDS_H_
 
 #include <functional>
+#include <string>
 
 #include "absl/status/status.h"
 
@@ -18,7 +19,11 @@ struct ClientCommand {
   std::function<absl::Status()> run;
 };
 
+ClientCommand AddJoinCommand(CLI::App& program);
 ClientCommand AddRunCommand(CLI::App& program);
+
+// What this machine calls itself: the default name of its node.
+std::string HostName();
 
 }  // namespace fedge
 

@@ -7,8 +7,8 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
-#include "client/grpc_link.h"
 #include "client/participant_state.h"
+#include "client/server_link.h"
 #include "common/base/clock.h"
 #include "common/base/logging.h"
 #include "common/base/status.h"
@@ -137,21 +137,25 @@ absl::Status RunDaemon(const DaemonOptions& options, Env& env) {
   RETURN_IF_ERROR(CheckWritable(options.state_dir, env));
   const std::string out_dir = options.out_dir.empty() ? options.state_dir : options.out_dir;
   RETURN_IF_ERROR(CheckWritable(out_dir, env));
-  ASSIGN_OR_RETURN(const std::unique_ptr<FederationLink> link,
-                   ConnectGrpc(options.server, GrpcLinkOptions()));
+  ServerLinkOptions link_options;
+  link_options.server = options.server;
+  link_options.state_dir = options.state_dir;
+  link_options.node_id = options.node_id;
+  link_options.insecure = options.insecure;
+  ASSIGN_OR_RETURN(const ServerLink server, OpenServerLink(link_options, env, *Clock::Real()));
   ASSIGN_OR_RETURN(const std::shared_ptr<const BaseModel> base,
                    BaseModel::Load(options.model, env));
   ASSIGN_OR_RETURN(std::vector<Record> records, ReadLocalRecords(options, *base, env));
-  LogInfo("node \"", options.node_id, "\": ", records.size(), " local records, base model ",
-          base->sha256().Hex().substr(0, 12), ", server ", options.server);
+  LogInfo("node \"", server.node_id, "\": ", records.size(), " local records, base model ",
+          base->sha256().Hex().substr(0, 12), ", server ", server.server);
 
   ThreadPool pool(options.threads > 0 ? options.threads : ThreadPool::AvailableProcessors());
   Transformer transformer(base, &pool);
   DirectoryStateStore state(JoinPath(options.state_dir, "nodes"), &env);
   DirectoryStateStore adapters(JoinPath(options.state_dir, "nodes"), &env, ".adapter");
   ParticipantOptions participant_options;
-  participant_options.node_id = options.node_id;
-  participant_options.seed = StableHash(options.node_id);
+  participant_options.node_id = server.node_id;
+  participant_options.seed = StableHash(server.node_id);
   participant_options.device.set_client_version(FEDGE_VERSION);
   participant_options.device.set_simd_target(SimdTargetName());
   participant_options.device.set_threads(static_cast<uint32_t>(pool.threads()));
@@ -159,7 +163,7 @@ absl::Status RunDaemon(const DaemonOptions& options, Env& env) {
   ParticipantParts parts;
   parts.base = base;
   parts.records = std::move(records);
-  parts.link = link.get();
+  parts.link = server.link.get();
   parts.state = &state;
   parts.adapters = &adapters;
   parts.clock = Clock::Real();

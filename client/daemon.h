@@ -13,10 +13,11 @@
 namespace fedge {
 
 struct DaemonOptions {
-  std::string server;  // "host:port"
+  std::string server;     // "host:port"; empty: the one this device joined
+  bool insecure = false;  // plaintext, to a server on this machine only
   std::string model;
   std::string data;
-  std::string node_id;
+  std::string node_id;  // of a device that joined: empty, or its own
   std::string state_dir = "fedge-client-state";
   std::string out_dir;  // empty: state_dir
   int threads = 0;      // 0: all processors

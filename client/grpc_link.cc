@@ -6,8 +6,8 @@
 #include <chrono>
 #include <utility>
 
-#include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
+#include "client/grpc_identity.h"
+#include "common/base/address.h"
 #include "common/base/digest.h"
 #include "common/base/failpoint.h"
 #include "common/base/status.h"
@@ -124,22 +124,9 @@ class GrpcLink : public FederationLink {
   const std::unique_ptr<v1::FederationService::Stub> stub_;
 };
 
-absl::Status CheckAddress(const std::string& address) {
-  const size_t colon = address.rfind(':');
-  int port = 0;
-  if (colon == std::string::npos || colon == 0 ||
-      !absl::SimpleAtoi(address.substr(colon + 1), &port) || port < 1 || port > 65535) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("server address \"", address, "\" is not host:port, e.g. 127.0.0.1:9480"));
-  }
-  return absl::OkStatus();
-}
-
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<FederationLink>> ConnectGrpc(const std::string& address,
-                                                            const GrpcLinkOptions& options) {
-  RETURN_IF_ERROR(CheckAddress(address));
+std::unique_ptr<FederationLink> Connect(
+    const std::string& address, const std::shared_ptr<grpc::ChannelCredentials>& credentials,
+    const GrpcLinkOptions& options) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMaxReceiveBytes);
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);  // client/transfer.h repeats, and counts
@@ -147,9 +134,23 @@ absl::StatusOr<std::unique_ptr<FederationLink>> ConnectGrpc(const std::string& a
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 5000);
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 200);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 200);
-  return MakeGrpcLink(
-      grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments), address,
-      options);
+  // Not the connection of an older certificate to the same address.
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  return MakeGrpcLink(grpc::CreateCustomChannel(address, credentials, arguments), address, options);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<FederationLink>> ConnectGrpc(const std::string& address,
+                                                            const GrpcLinkOptions& options) {
+  RETURN_IF_ERROR(ParseHostPort(address, "server address").status());
+  return Connect(address, grpc::InsecureChannelCredentials(), options);
+}
+
+std::unique_ptr<FederationLink> ConnectGrpcAs(const NodeIdentity& identity,
+                                              std::shared_ptr<ServerCheck> check,
+                                              const GrpcLinkOptions& options) {
+  return Connect(identity.server, MakeNodeCredentials(identity, std::move(check)), options);
 }
 
 std::unique_ptr<FederationLink> MakeGrpcLink(std::shared_ptr<grpc::Channel> channel,

@@ -13,7 +13,8 @@ int Main(int argc, char** argv) {
   CLI::App app{"fedge-client: fine-tunes together with others on data that stays here"};
   app.require_subcommand(1);
   app.set_version_flag("--version", FEDGE_VERSION);
-  const std::vector<fedge::ClientCommand> commands = {fedge::AddRunCommand(app)};
+  const std::vector<fedge::ClientCommand> commands = {fedge::AddJoinCommand(app),
+                                                      fedge::AddRunCommand(app)};
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
