@@ -1,0 +1,159 @@
+// Peers that hold on to the server without being of use to anybody: each is let go by the server,
+// while an honest node is served. Prints how long each was kept.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdio>
+#include <functional>
+#include <thread>
+#include <vector>
+
+#include "tests/integration/identity/identity_rig.h"
+#include "tests/integration/identity/raw_peer.h"
+
+namespace fedge {
+namespace {
+
+using testing::Http2Frame;
+using testing::IdentityRig;
+using testing::kHttp2Preface;
+using testing::RawPeer;
+
+constexpr char kDrip[] = "a message at a byte a second";
+constexpr absl::Duration kPatience = absl::Seconds(120);
+
+std::string Preface() { return std::string(kHttp2Preface) + Http2Frame(4, 0, 0, ""); }
+
+// A header without compression (RFC 7541, section 6.2.2).
+std::string Header(absl::string_view name, absl::string_view value) {
+  std::string field(1, '\0');
+  field.push_back(static_cast<char>(name.size()));
+  field.append(name.data(), name.size());
+  field.push_back(static_cast<char>(value.size()));
+  return field.append(value.data(), value.size());
+}
+
+std::string CallHeaders(absl::string_view path) {
+  return Header(":method", "POST") + Header(":scheme", "https") + Header(":path", path) +
+         Header(":authority", "fedge") + Header("content-type", "application/grpc") +
+         Header("te", "trailers");
+}
+
+struct Attack {
+  std::string name;
+  bool tls;
+  std::function<void(RawPeer&)> start;
+  std::function<bool(RawPeer&)> drip;  // every second; false: cannot send any more
+};
+
+std::vector<Attack> Attacks(absl::string_view method) {
+  const auto nothing = [](RawPeer&) {};
+  const auto silent = [](RawPeer&) { return true; };
+  // One header of 100 KB in pieces that never end.
+  const std::string endless("\x00\x01x\x7F\xA1\x8C\x06", 7);
+  const std::string headers = CallHeaders(method);
+  return {
+      {"silent socket", false, nothing, silent},
+      {"half a TLS hello", false,
+       [](RawPeer& peer) { peer.Send(std::string("\x16\x03\x01\x02\x00\x01\x00\x01\xFC", 9)); },
+       silent},
+      {"TLS, then nothing", true, nothing, silent},
+      {"HTTP/2 preface only", true, [](RawPeer& peer) { peer.Send(Preface()); }, silent},
+      {"headers that never end, 1 KB/s", true,
+       [endless](RawPeer& peer) { peer.Send(Preface() + Http2Frame(1, 0, 1, endless)); },
+       [](RawPeer& peer) { return peer.Send(Http2Frame(9, 0, 1, std::string(1000, 'x'))); }},
+      {"a message announced, never sent", true,
+       [headers](RawPeer& peer) {
+         peer.Send(Preface() + Http2Frame(1, 4, 1, headers) +
+                   Http2Frame(0, 0, 1, std::string("\0\0\0\x20\0", 5)));
+       },
+       silent},
+      {kDrip, true,
+       [headers](RawPeer& peer) {
+         peer.Send(Preface() + Http2Frame(1, 4, 1, headers) +
+                   Http2Frame(0, 0, 1, std::string("\0\0\0\x20\0", 5)));
+       },
+       [](RawPeer& peer) { return peer.Send(Http2Frame(0, 0, 1, "x")); }},
+  };
+}
+
+TEST(SlowClientTest, AreLetGoWhileAnHonestNodeIsServed) {
+  IdentityRig rig;
+  rig.Join("honest");
+  rig.Join("slow");
+  const NodeIdentity slow = rig.Identity("slow");
+  struct Result {
+    std::string name;
+    absl::Duration kept;
+    bool closed = false;
+  };
+  std::vector<Result> results;
+  std::vector<std::thread> threads;
+  std::vector<std::pair<const char*, int>> listeners = {{"fleet", rig.server->port()},
+                                                        {"enrolment", rig.server->enroll_port()}};
+  std::vector<std::pair<Attack, std::pair<const char*, int>>> all;
+  for (const auto& listener : listeners) {
+    for (Attack& attack :
+         Attacks(listener.first == std::string("fleet") ? "/fedge.v1.FederationService/Upload"
+                                                        : "/fedge.v1.EnrollmentService/Enroll")) {
+      // A node that keeps a call alive so has ten minutes; strangers have seconds.
+      const bool is_nodes = listener.second == rig.server->port();
+      if (is_nodes && attack.name == kDrip) continue;
+      all.push_back({std::move(attack), listener});
+    }
+  }
+  results.resize(all.size());
+  std::atomic<size_t> running{all.size()};
+  for (size_t i = 0; i < all.size(); ++i) {
+    threads.emplace_back([&, i] {
+      const auto& [attack, listener] = all[i];
+      Result& result = results[i];
+      result.name = absl::StrCat(listener.first, ": ", attack.name);
+      RawPeer peer(listener.second);
+      const bool fleet = listener.second == rig.server->port();
+      if (!peer.connected() || (attack.tls && !peer.StartTls(fleet ? &slow : nullptr))) {
+        result.name += " (no connection)";
+      } else {
+        attack.start(peer);
+        while (!result.closed && peer.age() < kPatience) {
+          result.closed = peer.IsClosedWithin(absl::Seconds(1)) || !attack.drip(peer);
+        }
+        result.kept = peer.age();
+      }
+      --running;
+    });
+  }
+  const ServerLink link = rig.Link("honest");
+  int served = 0;
+  while (running > 0) {
+    EXPECT_TRUE(rig.CheckIn(link, "honest").ok());
+    ++served;
+    absl::SleepFor(absl::Milliseconds(200));
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const Result& result : results) {
+    EXPECT_TRUE(result.closed) << result.name << " is still there";
+    std::printf("%-46s %5.1f s\n", result.name.c_str(), absl::ToDoubleSeconds(result.kept));
+  }
+  std::printf("check-ins of an honest node meanwhile: %d\n", served);
+  EXPECT_GT(served, 5);
+}
+
+TEST(SlowClientTest, TlsIsOfVersion13OnlyAndOnTheFleetsListenerNeedsACertificate) {
+  IdentityRig rig;
+  rig.Join("pi");
+  const NodeIdentity identity = rig.Identity("pi");
+  for (const int port : {rig.server->port(), rig.server->enroll_port()}) {
+    RawPeer modern(port);
+    ASSERT_TRUE(modern.StartTls(&identity));
+    EXPECT_STREQ(modern.tls_version(), "TLSv1.3");
+    RawPeer old(port);
+    EXPECT_FALSE(old.StartTls(&identity, TLS1_2_VERSION));
+  }
+  RawPeer anonymous(rig.server->port());
+  anonymous.StartTls(nullptr);  // in TLS 1.3 the client hears of the refusal afterwards
+  EXPECT_TRUE(anonymous.IsClosedWithin(absl::Seconds(30)));
+}
+
+}  // namespace
+}  // namespace fedge
