@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "common/base/failpoint.h"
 #include "tests/server/federation_test_rig.h"
 
 namespace fedge {
@@ -34,9 +35,23 @@ struct Task {
 
 // Five nodes: two are slow, and bring their update when the others have made the next version.
 // After every `stop`th request the server is restarted. Returns the masters of the versions.
-std::vector<Digest> PlayVersions(bool is_async, int stop) {
+std::vector<Digest> PlayVersions(bool is_async, int stop, const std::string& failpoints = "") {
   FederationRig rig(LatePlan(is_async));
+  EXPECT_TRUE(ArmFailpoints(failpoints).ok()) << failpoints;
   int requests = 0;
+  // A server that failed is started again, and what it did not answer is asked again.
+  const auto until_answered = [&](const auto& request) {
+    for (int tries = 0;; ++tries) {
+      if (auto answer = request(); answer.ok() || tries == 3) return answer;
+      while (!rig.TryStart().ok() && ++tries < 3) continue;
+    }
+  };
+  const auto upload = [&](const Task& task) {
+    const auto receipt =
+        until_answered([&] { return rig.Upload(task.node, task.round, task.bytes); });
+    EXPECT_TRUE(receipt.ok() && receipt->verdict() == v1::UploadReceipt::ACCEPTED)
+        << task.node << " round " << task.round;
+  };
   const auto maybe_restart = [&] {
     if (stop > 0 && ++requests % stop == 0) rig.Start();
   };
@@ -46,7 +61,10 @@ std::vector<Digest> PlayVersions(bool is_async, int stop) {
     std::vector<Task> fast;
     for (int pass = 0; pass < 2; ++pass) {
       for (uint64_t i = 0; i < 5; ++i) {
-        const v1::CheckInResponse response = rig.CheckIn(NodeName(i));
+        const v1::CheckInResponse response =
+            until_answered([&] {
+              return rig.core->CheckIn(rig.CheckInRequest(NodeName(i)));
+            }).value();
         if (response.has_assignment()) maybe_restart();  // a round is open
         if (pass == 0 || !response.has_assignment()) continue;
         const v1::Assignment& task = response.assignment();
@@ -67,22 +85,24 @@ std::vector<Digest> PlayVersions(bool is_async, int stop) {
     for (Task& task : fast) due.push_back(task);
     for (const Task& task : due) {
       if (rig.core->version() > version) break;
-      EXPECT_EQ(rig.Upload(task.node, task.round, task.bytes)->verdict(),
-                v1::UploadReceipt::ACCEPTED)
-          << task.node << " round " << task.round;
+      upload(task);
       maybe_restart();
-      EXPECT_EQ(rig.Upload(task.node, task.round, task.bytes)->verdict(),
-                v1::UploadReceipt::ACCEPTED);
+      upload(task);
     }
     EXPECT_EQ(rig.core->version(), version + 1);
   }
+  rig.core.reset();
+  auto store = SqliteStore::Open({.dir = rig.dir.path()}, rig.env);
+  FEDGE_CHECK(store.ok(), store.status().message());
   std::vector<Digest> masters;
   int64_t folded = 0;
-  for (const VersionRecord& version : rig.events.versions) {
-    masters.push_back(version.master);
-    folded += version.counts.folded;
+  const std::vector<VersionRecord> versions = (*store)->ListVersions(rig.plan.run_id).value();
+  for (size_t i = 1; i < versions.size(); ++i) {
+    masters.push_back(versions[i].master);
+    folded += versions[i].counts.folded;
   }
   EXPECT_GE(folded, 2);
+  EXPECT_TRUE(ArmFailpoints("").ok());
   return masters;
 }
 
@@ -96,6 +116,21 @@ TEST(LateRecoveryTest, ARestartChangesNoVersionOfAnAsynchronousRun) {
   const std::vector<Digest> straight = PlayVersions(true, 0);
   ASSERT_EQ(straight.size(), 4u);
   for (int stop = 1; stop < 4; ++stop) EXPECT_EQ(PlayVersions(true, stop), straight) << stop;
+}
+
+TEST(LateRecoveryTest, AFailedWriteChangesNoVersionOfAnAsynchronousRun) {
+  const std::vector<Digest> straight = PlayVersions(true, 0);
+  for (const char* place :
+       {"core.assigned", "core.assigned.stored", "store.members.commit", "core.update.judged",
+        "store.updates.commit", "core.update.stored", "core.receipt", "core.version.encoded",
+        "store.publish.commit", "core.version.stored", "core.round.stored"}) {
+    for (const char* action : {"error", "error-after", "error(resource_exhausted)"}) {
+      for (const int hit : {1, 3}) {
+        const std::string failpoint = absl::StrCat(place, "=", action, ":", hit);
+        EXPECT_EQ(PlayVersions(true, 0, failpoint), straight) << failpoint;
+      }
+    }
+  }
 }
 
 TEST(LateRecoveryTest, AnEndedRunStaysEnded) {
