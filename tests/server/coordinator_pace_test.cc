@@ -229,6 +229,20 @@ TEST(CoordinatorPaceTest, CallsUpdatesOfTooOldVersionsLate) {
   EXPECT_EQ(rounds.Submit("node-01", {.round = 1, .seed = 3}).verdict, Verdict::kLate);
 }
 
+TEST(CoordinatorPaceTest, WhatWasTrainedBeforeARestoredVersionCountsNoMore) {
+  RunPlan plan = TinyPlan();
+  plan.pace.max_staleness = 2;
+  Rounds rounds(plan);
+  rounds.CheckInAll(4);
+  EXPECT_TRUE(HasTask(rounds, "node-00"));
+  rounds.coordinator.Restore(ModelState{TinyAdapter(), {}, 1, {}}, "rolled back");
+  rounds.coordinator.ConfirmPublished(1, kStart);
+  EXPECT_TRUE(rounds.coordinator.collecting());
+  const auto late = rounds.coordinator.KnownVerdict("node-00", 1, Sha256Of("update"));
+  ASSERT_TRUE(late.has_value());
+  EXPECT_EQ(late->verdict, Verdict::kLate);
+}
+
 RunPlan AsyncPlan() {
   RunPlan plan = TinyPlan();
   plan.pace.is_async = true;
