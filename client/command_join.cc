@@ -35,7 +35,7 @@ ClientCommand AddJoinCommand(CLI::App& program) {
   CLI::App* const join =
       program.add_subcommand("join", "Become a node of a federation, with an operator's token");
   join->add_option("server", options->url, "https://host:port (default: what the token says)");
-  join->add_option("--token", options->token, "From: fedge token create")
+  join->add_option("--token", options->token, "FEDGE1..., from the server's operator")
       ->required()
       ->envname("FEDGE_TOKEN");
   join->add_option("--node-id", options->node_id, "Name of this node")->capture_default_str();

@@ -50,7 +50,7 @@ absl::StatusOr<NodeIdentity> IdentityFolder::Load() const {
   if (!Exists()) {
     return absl::NotFoundError(
         absl::StrCat(dir_, ": this device has not joined a federation: fedge-client join --token ",
-                     "TOKEN (an operator makes one with: fedge token create)"));
+                     "TOKEN (from the server's operator)"));
   }
   const absl::StatusOr<std::string> pem = ReadPrivateFile(Path(kNode), *env_);
   if (!pem.ok()) return pem.status();

@@ -187,8 +187,7 @@ absl::Status Serve(const Flags& flags, bool* store_failed) {
     RETURN_IF_ERROR(WriteJoinToken(flags.join_token_file, server->membership()));
   }
   if (server->membership() != nullptr) {
-    LogInfo("devices join on port ", server->grpc().enroll_port(),
-            " with a token each: ", "fedge token create");
+    LogInfo("devices join on port ", server->grpc().enroll_port(), " with a token");
   } else {
     LogWarning("--insecure: no encryption, nodes are who they say; for this machine alone");
   }

@@ -144,7 +144,7 @@ absl::Status Membership::RevokeToken(absl::string_view id) {
   if (matches != 1) {
     return absl::NotFoundError(
         absl::StrCat("token '", id, "': ", matches == 0 ? "no such token" : "several begin so",
-                     "; `fedge token list` names them"));
+                     "; the list of tokens names them"));
   }
   return store_->RevokeToken(found->hash);
 }
@@ -219,9 +219,8 @@ absl::StatusOr<v1::NodeCertificate> Membership::Enroll(const v1::EnrollRequest& 
     if (member && token->node_id.empty()) {
       return absl::AlreadyExistsError(
           absl::StrCat("node '", request.node_id(),
-                       "' has joined before; choose another name (--node-id), or "
-                       "ask for a token of this node (fedge token create --node ",
-                       request.node_id(), ")"));
+                       "' has joined before; choose another name (--node-id), or ask the "
+                       "operator for a token made for this one"));
     }
   }
   MemberRecord member;

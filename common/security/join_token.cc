@@ -70,7 +70,7 @@ absl::StatusOr<JoinToken> ParseJoinToken(absl::string_view text) {
   const std::string upper = absl::AsciiStrToUpper(absl::StripAsciiWhitespace(text));
   if (upper.size() > kMaxTextBytes || upper.rfind(kPrefix.data(), 0, kPrefix.size()) != 0) {
     return absl::InvalidArgumentError(
-        "token: does not begin with FEDGE1.; `fedge token create` makes one");
+        "token: does not begin with FEDGE1.; ask the server's operator for one");
   }
   std::string bytes;
   const bool is_base32 = FromBase32(absl::string_view(upper).substr(kPrefix.size()), &bytes);

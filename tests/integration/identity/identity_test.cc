@@ -89,7 +89,7 @@ TEST(IdentityTest, ANameThatIsTakenNeedsATokenOfItsOwn) {
   ASSERT_TRUE(Env::Posix()->Remove(rig.dir.File("pi")).ok());  // a new disk
   const absl::Status status = rig.TryJoin("pi", rig.Token()).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kAlreadyExists);
-  EXPECT_THAT(Text(status), HasSubstr("fedge token create --node pi"));
+  EXPECT_THAT(Text(status), HasSubstr("a token made for this one"));
   EXPECT_TRUE(rig.TryJoin("pi", rig.Token({.node_id = "pi", .address = ""})).ok());
   EXPECT_EQ(rig.TryJoin("pi", rig.Token()).status().code(), absl::StatusCode::kAlreadyExists);
 }
