@@ -25,7 +25,7 @@ using google::protobuf::Reflection;
 // Walks YAML and message side by side. Everything that yaml-cpp throws ends in ParseConfig.
 class Reader {
  public:
-  explicit Reader(absl::string_view name) : name_(name) {}
+  Reader(absl::string_view name, ConfigPlaces* places) : name_(name), places_(places) {}
 
   absl::Status ReadMessage(const YAML::Node& node, absl::string_view path, Message& message) const {
     if (!node.IsMap()) {
@@ -41,6 +41,7 @@ class Reader {
       const std::string field_path = path.empty() ? key : absl::StrCat(path, ".", key);
       if (!seen.insert(key).second) return Error(entry.first, field_path, "given twice");
       if (entry.second.IsNull()) continue;
+      AddPlace(field_path, entry.first);
       RETURN_IF_ERROR(ReadField(entry.second, field_path, *field, message));
     }
     return absl::OkStatus();
@@ -58,6 +59,11 @@ class Reader {
     if (node.IsMap()) return "a mapping";
     if (node.IsScalar()) return "a single value";
     return "nothing";
+  }
+
+  void AddPlace(const std::string& path, const YAML::Node& node) const {
+    const YAML::Mark mark = node.Mark();
+    if (places_ != nullptr && !mark.is_null()) places_->Add(path, mark.line + 1, mark.column + 1);
   }
 
   absl::Status Error(const YAML::Node& node, absl::string_view path, absl::string_view text) const {
@@ -85,6 +91,7 @@ class Reader {
     reflection.ClearField(&message, &field);
     for (size_t i = 0; i < node.size(); ++i) {
       const std::string item = absl::StrCat(path, "[", i, "]");
+      AddPlace(item, node[i]);
       RETURN_IF_ERROR(is_message
                           ? ReadMessage(node[i], item, *reflection.AddMessage(&message, &field))
                           : ReadScalar(node[i], item, field, message));
@@ -198,6 +205,7 @@ class Reader {
   }
 
   absl::string_view name_;
+  ConfigPlaces* places_;
 };
 
 absl::string_view TypeName(const FieldDescriptor& field) {
@@ -234,8 +242,10 @@ void Describe(const Descriptor& descriptor, int indent, std::string& out) {
 
 }  // namespace
 
-absl::Status ParseConfig(absl::string_view yaml, absl::string_view name, Message& message) {
-  const Reader reader(name);
+absl::Status ParseConfig(absl::string_view yaml, absl::string_view name, Message& message,
+                         ConfigPlaces* places) {
+  if (places != nullptr) places->Start(name, *message.GetDescriptor());
+  const Reader reader(name, places);
   try {
     const YAML::Node root = YAML::Load(std::string(yaml));
     if (!root.IsDefined() || root.IsNull()) return absl::OkStatus();
@@ -247,9 +257,10 @@ absl::Status ParseConfig(absl::string_view yaml, absl::string_view name, Message
   }
 }
 
-absl::Status LoadConfigFile(absl::string_view path, Env& env, Message& message) {
+absl::Status LoadConfigFile(absl::string_view path, Env& env, Message& message,
+                            ConfigPlaces* places) {
   ASSIGN_OR_RETURN(const std::string text, env.ReadFile(path, kMaxConfigBytes));
-  return ParseConfig(text, path, message);
+  return ParseConfig(text, path, message, places);
 }
 
 std::string DescribeConfig(const Descriptor& descriptor) {

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "common/base/env.h"
+#include "common/config/config_places.h"
 
 namespace google::protobuf {
 class Descriptor;
@@ -22,11 +23,16 @@ inline constexpr uint64_t kMaxConfigBytes = 1 << 20;
 // "<name>:<line>:<column>: ...", for: broken YAML; a field the message does not have (the known
 // ones are listed), or has twice; a value of another type or out of its range; a non-finite number.
 // A field without a value (`lora:`) counts as not written. On error `message` is unspecified.
+// `places`, unless null, then knows the line of each field.
 absl::Status ParseConfig(absl::string_view yaml, absl::string_view name,
-                         google::protobuf::Message& message);
+                         google::protobuf::Message& message, ConfigPlaces* places = nullptr);
 
 // The same from a file of at most kMaxConfigBytes; also the codes of Env::Map.
-absl::Status LoadConfigFile(absl::string_view path, Env& env, google::protobuf::Message& message);
+absl::Status LoadConfigFile(absl::string_view path, Env& env, google::protobuf::Message& message,
+                            ConfigPlaces* places = nullptr);
+
+// What `message` has set, as YAML that ParseConfig reads back to the same message.
+std::string PrintConfig(const google::protobuf::Message& message);
 
 // The schema as a commented YAML skeleton, from the fields' `doc` options (proto/config.proto).
 std::string DescribeConfig(const google::protobuf::Descriptor& descriptor);
