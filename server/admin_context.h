@@ -10,15 +10,17 @@
 
 namespace fedge {
 
-class Federation;
+class Directory;
 class EventLog;
-class Store;
+class Federation;
+class Membership;
 
 // Nothing is owned; all are thread-safe.
 struct AdminContext {
   Federation* federation = nullptr;  // the runs: Find(run_id) is a run's FederationCore
-  Store* store = nullptr;
-  EventLog* events = nullptr;  // what Logs shows
+  Directory* directory = nullptr;    // runs and nodes in the store
+  EventLog* events = nullptr;        // what Logs shows
+  Membership* membership = nullptr;  // null: the server is insecure
 };
 
 }  // namespace fedge

@@ -3,6 +3,7 @@
 #ifndef FEDGE_SERVER_ADMIN_SERVICE_H_
 #define FEDGE_SERVER_ADMIN_SERVICE_H_
 
+#include <atomic>
 #include <memory>
 
 namespace grpc {
@@ -13,9 +14,11 @@ namespace fedge {
 
 struct AdminContext;
 
-// Its methods block, each on a thread of gRPC's: it is for operators, not for devices. What
-// `context` points to must outlive the gRPC server that runs the service.
-std::unique_ptr<grpc::Service> MakeAdminService(const AdminContext& context);
+// Its methods block, each on a thread of gRPC's: it is for operators, not for devices. Streams end
+// soon after `stopping` is set. It and what `context` points to must outlive the gRPC server that
+// runs the service.
+std::unique_ptr<grpc::Service> MakeAdminService(const AdminContext& context,
+                                                const std::atomic<bool>& stopping);
 
 }  // namespace fedge
 

@@ -61,6 +61,9 @@ absl::StatusOr<CheckInDecision> Coordinator::CheckIn(absl::string_view node_id,
 }
 
 CheckInDecision Coordinator::Decide(absl::string_view node_id, absl::Duration now) {
+  if (paused_ && phase_ != Phase::kFinished) {
+    return RetryLater{plan_.retry, plan_.retry * 2, "the run is paused"};
+  }
   switch (phase_) {
     case Phase::kFinished:
       return RunEnded{state_.version};

@@ -168,6 +168,12 @@ class Coordinator {
   UpdateVerdict SubmitUpdate(absl::string_view node_id, uint64_t round, ReceivedUpdate update);
   // The device gave up on its task. Ignored unless its update may still count.
   void ReportFailure(absl::string_view node_id, uint64_t round, absl::string_view error);
+  // A paused run gives no tasks and starts no round; updates on the way are taken and may complete
+  // the open one. Its time should stand still meanwhile (server/run_clock.h).
+  void SetPaused(bool paused) { paused_ = paused; }
+  // The run ends with the version it has: an open round is abandoned; a version that is being
+  // published comes out. Without effect once finished; RunCompleted is not among the actions.
+  void Stop();
   // Time passed: deadlines, leases.
   void Tick(absl::Duration now);
   // The loss of a version on held-out data, in the order of versions. When it no longer falls
@@ -193,9 +199,15 @@ class Coordinator {
   bool collecting() const { return phase_ == Phase::kCollecting; }
   bool publishing() const { return phase_ == Phase::kPublishing; }
   bool finished() const { return phase_ == Phase::kFinished; }
-  RoundCounts counts() const;  // of the open round; between rounds only `late`
+  bool paused() const { return paused_; }
+  bool stopped() const { return stopped_; }  // by Stop; finished() follows
+  RoundCounts counts() const;                // of the open round; between rounds only `late`
   absl::Duration deadline() const { return deadline_; }  // of the open round
   size_t known_nodes() const { return nodes_.size(); }
+  // Why the node is not drawn, if so.
+  std::string QuarantineReason(absl::string_view node_id) const {
+    return quarantine_.Reason(node_id, round_);
+  }
 
  private:
   enum class Phase { kWaiting, kCollecting, kPublishing, kFinished };
@@ -244,6 +256,8 @@ class Coordinator {
   std::optional<ModelState> candidate_;  // of VersionPublished, until it is settled
   uint64_t round_;
   Phase phase_ = Phase::kWaiting;
+  bool paused_ = false;
+  bool stopped_ = false;
   bool first_round_started_ = false;
   std::set<std::string, std::less<>> nodes_;  // checked in, and not given up since
   // The newest task of each node that has one and is believed to work on it, by its round. Of the

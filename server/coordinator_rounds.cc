@@ -47,7 +47,8 @@ int64_t Coordinator::Places() const {
 }
 
 void Coordinator::MaybeStartRound(absl::Duration now) {
-  if (phase_ != Phase::kWaiting || FinishIfDone() || NodesAvailable() < NodesNeeded()) return;
+  if (phase_ != Phase::kWaiting || FinishIfDone()) return;
+  if (paused_ || NodesAvailable() < NodesNeeded()) return;
   std::vector<std::string> cohort;
   if (!plan_.pace.is_async) cohort = DrawCohort();
   OpenRound(cohort, now);
@@ -156,6 +157,19 @@ void Coordinator::DropOldTasks() {
   }
 }
 
+void Coordinator::Stop() {
+  if (phase_ == Phase::kFinished) return;
+  stopped_ = true;
+  if (phase_ == Phase::kPublishing) return;  // GoOn ends it
+  if (phase_ == Phase::kCollecting) {
+    for (auto& [node, task] : cohort_.members()) {
+      if (task.state == NodeState::kAssigned) cohort_.Settle(task, NodeState::kGivenUp);
+    }
+    Abandon("the run was stopped");
+  }
+  phase_ = Phase::kFinished;
+}
+
 void Coordinator::Tick(absl::Duration now) {
   EndLeases(now);
   if (phase_ == Phase::kCollecting && now >= deadline_) {
@@ -237,7 +251,7 @@ void Coordinator::RejectCandidate(uint64_t version, absl::Duration now) {
 }
 
 void Coordinator::GoOn(absl::Duration now) {
-  phase_ = Phase::kWaiting;
+  phase_ = stopped_ ? Phase::kFinished : Phase::kWaiting;
   MaybeStartRound(now);
 }
 

@@ -44,15 +44,18 @@ Outcome OutcomeOf(Verdict verdict) {
 
 }  // namespace
 
-FederationCore::FederationCore(RunPlan plan, std::unique_ptr<Store> store,
-                               std::unique_ptr<UploadBuffer> uploads, FederationCoreOptions options)
+FederationCore::FederationCore(RunPlan plan, std::shared_ptr<Store> store,
+                               std::shared_ptr<UploadBuffer> uploads, FederationCoreOptions options)
     : plan_(std::move(plan)),
       store_(std::move(store)),
       uploads_(std::move(uploads)),
       options_(std::move(options)),
       clock_(*options_.clock),
       downlink_(plan_),
-      quota_(MakeQuota(plan_.admission.quota)) {
+      quota_(options_.quota != nullptr ? options_.quota
+                                       : std::make_shared<GuardedQuota>(plan_.admission.quota)),
+      run_clock_(clock_) {
+  uploads_->Allow(plan_.max_update_bytes, 2 * plan_.round_deadline);
   FillAssignment(plan_, assignment_);
 }
 
@@ -205,6 +208,7 @@ absl::Status FederationCore::Handle(CoordinatorAction& action) {
                                          abandoned->reason, clock_.Now()));
     for (ServerEvents* const events : options_.events) events->OnAbandoned(*abandoned);
   } else if (const auto* const completed = std::get_if<RunCompleted>(&action)) {
+    RETURN_IF_ERROR(store_->SetRunState(plan_.run_id, RunState::kFinished));
     for (ServerEvents* const events : options_.events) {
       events->OnFinished(completed->final_version);
     }
@@ -231,7 +235,7 @@ absl::Status FederationCore::HandlePublished(VersionPublished& published) {
                                         published.contributions));
   {
     absl::MutexLock lock(&mutex_);
-    coordinator_->ConfirmPublished(record.version, clock_.Monotonic());
+    coordinator_->ConfirmPublished(record.version, run_clock_.Now());
     ForgetMetrics(published.contributions);
   }
   for (ServerEvents* const events : options_.events) {
@@ -280,9 +284,8 @@ void FederationCore::Tick() {
   bool flush = false;
   {
     absl::MutexLock lock(&mutex_);
-    const absl::Duration now = clock_.Monotonic();
-    coordinator_->Tick(now);
-    flush = now - flushed_ >= kNodeFlushInterval;
+    coordinator_->Tick(run_clock_.Now());
+    flush = clock_.Monotonic() - flushed_ >= kNodeFlushInterval;
   }
   if (!ProcessActions().ok()) return;
   uploads_->RemoveStale();
@@ -324,6 +327,45 @@ uint64_t FederationCore::round() {
   return coordinator_->round();
 }
 
+absl::Status FederationCore::SetPaused(bool paused) {
+  RETURN_IF_ERROR(CheckServing());
+  {
+    absl::MutexLock storing(&actions_mutex_);  // a run comes to its end under this lock
+    const RunState now = state();
+    if (now == RunState::kStopped || now == RunState::kFinished) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "run '", plan_.run_id, "' is ", RunStateName(now), "; clone it to train on"));
+    }
+    RETURN_IF_ERROR(CheckStored(
+        store_->SetRunState(plan_.run_id, paused ? RunState::kPaused : RunState::kRunning)));
+    RETURN_IF_ERROR(FEDGE_FAILPOINT("core.pause.stored"));
+    absl::MutexLock lock(&mutex_);
+    run_clock_.SetPaused(paused);
+    coordinator_->SetPaused(paused);
+  }
+  return ProcessActions();
+}
+
+absl::Status FederationCore::Stop() {
+  RETURN_IF_ERROR(CheckServing());
+  {
+    absl::MutexLock storing(&actions_mutex_);
+    if (state() == RunState::kFinished) return absl::OkStatus();
+    RETURN_IF_ERROR(CheckStored(store_->SetRunState(plan_.run_id, RunState::kStopped)));
+    RETURN_IF_ERROR(FEDGE_FAILPOINT("core.stop.stored"));
+    absl::MutexLock lock(&mutex_);
+    coordinator_->Stop();
+  }
+  return ProcessActions();
+}
+
+RunState FederationCore::state() {
+  absl::MutexLock lock(&mutex_);
+  if (coordinator_->stopped()) return RunState::kStopped;
+  if (coordinator_->finished()) return RunState::kFinished;
+  return coordinator_->paused() ? RunState::kPaused : RunState::kRunning;
+}
+
 bool FederationCore::finished() {
   absl::MutexLock lock(&mutex_);
   return coordinator_->finished();
@@ -337,6 +379,22 @@ LoraAdapter FederationCore::adapter() {
 size_t FederationCore::known_nodes() {
   absl::MutexLock lock(&mutex_);
   return coordinator_->known_nodes();
+}
+
+FederationCore::Progress FederationCore::progress() {
+  absl::MutexLock lock(&mutex_);
+  return {coordinator_->round(), coordinator_->collecting(), coordinator_->counts(),
+          coordinator_->known_nodes()};
+}
+
+std::string FederationCore::QuarantineReason(absl::string_view node) {
+  absl::MutexLock lock(&mutex_);
+  return coordinator_->QuarantineReason(node);
+}
+
+void FederationCore::NoteTold(absl::string_view node) {
+  absl::MutexLock lock(&mutex_);
+  told_.insert(std::string(node));
 }
 
 size_t FederationCore::nodes_to_tell() {

@@ -29,9 +29,11 @@
 #include "common/base/clock.h"
 #include "fedge/v1/federation.pb.h"
 #include "server/coordinator.h"
+#include "server/device_requests.h"
 #include "server/downlink.h"
 #include "server/node_quota.h"
 #include "server/round_metrics.h"
+#include "server/run_clock.h"
 #include "server/server_events.h"
 #include "server/store.h"
 #include "server/upload_buffer.h"
@@ -42,13 +44,16 @@ struct FederationCoreOptions {
   Clock* clock = nullptr;             // must outlive the core, as all pointers here
   std::vector<ServerEvents*> events;  // called in this order
   std::string config;                 // for the record: serialized v1::ServerConfig
+  bool by_operator = false;           // RunRecord's, so are these
+  std::string parent_run;
+  std::optional<uint64_t> parent_version;
   absl::Duration tick_interval = absl::Milliseconds(200);  // zero: the owner calls Tick
+  std::shared_ptr<GuardedQuota> quota;  // what runs share; null: one of its own, as the plan says
 };
 
 // Thread-safe. Methods block on the disk (not on the network), for milliseconds as a rule.
-class FederationCore {
+class FederationCore : public DeviceRequests {
  public:
-  struct GuardedQuota;
   class OpenStream;
 
   // Continues the run in `store` at its last published version and in the round that was open, or
@@ -57,25 +62,31 @@ class FederationCore {
   // version). Codes of Store; DataLoss when no stored version is intact and fits the plan's
   // adapter.
   static absl::StatusOr<std::unique_ptr<FederationCore>> Create(
-      RunPlan plan, const LoraAdapter& initial, std::unique_ptr<Store> store,
-      std::unique_ptr<UploadBuffer> uploads, FederationCoreOptions options);
-  ~FederationCore();
+      RunPlan plan, const LoraAdapter& initial, std::shared_ptr<Store> store,
+      std::shared_ptr<UploadBuffer> uploads, FederationCoreOptions options);
+  ~FederationCore() override;
 
-  // The methods of fedge.v1.FederationService; codes as in proto/PROTOCOL.md.
-  absl::StatusOr<v1::CheckInResponse> CheckIn(const v1::CheckInRequest& request);
-  // The whole content `request` asks for; its offset is within it.
+  absl::StatusOr<v1::CheckInResponse> CheckIn(const v1::CheckInRequest& request) override;
   absl::StatusOr<std::shared_ptr<const std::string>> OpenDownload(
-      const v1::DownloadRequest& request);
-  absl::StatusOr<v1::QueryUploadResponse> QueryUpload(const v1::QueryUploadRequest& request);
-  absl::Status Report(const v1::ReportRequest& request);
+      const v1::DownloadRequest& request) override;
+  absl::StatusOr<v1::QueryUploadResponse> QueryUpload(
+      const v1::QueryUploadRequest& request) override;
+  absl::Status Report(const v1::ReportRequest& request) override;
 
-  // One Upload stream: feed it the messages in order. Not thread-safe in itself.
-  class Upload {
+  // The parts of CheckIn and OpenDownload behind the node's quota, for an owner of several runs.
+  // What the run says to a check-in; stored. Then the message that says so.
+  absl::StatusOr<CheckInDecision> Decide(const v1::CheckInRequest& request);
+  v1::CheckInResponse Answer(const v1::CheckInRequest& request, CheckInDecision decision);
+  // Of a download by `node`. NotFound: not a content of this run, or of a version that is no longer
+  // kept.
+  absl::StatusOr<std::shared_ptr<const std::string>> FindContent(const Digest& digest,
+                                                                 absl::string_view node);
+
+  class Upload : public UploadStream {
    public:
-    // A receipt ends the stream; nothing: go on reading.
-    absl::StatusOr<std::optional<v1::UploadReceipt>> OnMessage(const v1::UploadRequest& request);
-    // The device half-closed before a receipt.
-    absl::StatusOr<v1::UploadReceipt> OnEnd();
+    absl::StatusOr<std::optional<v1::UploadReceipt>> OnMessage(
+        const v1::UploadRequest& request) override;
+    absl::StatusOr<v1::UploadReceipt> OnEnd() override;
 
    private:
     friend class FederationCore;
@@ -85,6 +96,17 @@ class FederationCore {
     std::shared_ptr<OpenStream> stream_;
   };
   Upload StartUpload() { return Upload(*this); }
+  std::unique_ptr<UploadStream> OpenUpload() override {
+    return std::make_unique<Upload>(StartUpload());
+  }
+
+  // The life of the run: stored first, then in force. FailedPrecondition: the run is over.
+  // A paused run gives no tasks, and the time its open round has left stands still; updates on the
+  // way are taken and may complete it.
+  absl::Status SetPaused(bool paused);
+  // For good: the open round is abandoned, devices are told that the run is over. Fine when it is.
+  absl::Status Stop();
+  RunState state();
 
   // Deadlines, stale uploads, the node table. Called by an own thread every tick_interval.
   void Tick();
@@ -101,11 +123,23 @@ class FederationCore {
   LoraAdapter served() { return downlink_.served(); }  // what devices hold, a copy
   absl::Status health();                               // OK, or why the store failed
   size_t known_nodes();
+  // Of the round that is open or, between rounds, next.
+  struct Progress {
+    uint64_t round = 0;
+    bool collecting = false;
+    RoundCounts counts;
+    size_t known_nodes = 0;
+  };
+  Progress progress();
+  // Why the node is not drawn, if so.
+  std::string QuarantineReason(absl::string_view node);
+  // The node heard from somebody else that the run is over.
+  void NoteTold(absl::string_view node);
   // Once finished: how many of the known nodes have not been told so yet.
   size_t nodes_to_tell();
 
  private:
-  FederationCore(RunPlan plan, std::unique_ptr<Store> store, std::unique_ptr<UploadBuffer> uploads,
+  FederationCore(RunPlan plan, std::shared_ptr<Store> store, std::shared_ptr<UploadBuffer> uploads,
                  FederationCoreOptions options);
 
   // The start.
@@ -116,6 +150,9 @@ class FederationCore {
   // The newest version that is intact, as the one after `latest`; `damage` when there is none.
   absl::StatusOr<ModelState> FallBack(const VersionRecord& latest, const absl::Status& damage);
   absl::Status StartCoordinator(ModelState state);
+  // The round that was open, unless it cannot go on: then it is abandoned.
+  absl::StatusOr<std::optional<RoundRecord>> OpenRoundToContinue(const ModelState& state,
+                                                                 RunState run);
   absl::Status ResumeQuarantine(uint64_t last_round);
   absl::Status ResumePastRounds(uint64_t before_round);
   absl::Status ContinueRound(const RoundRecord& round);
@@ -132,7 +169,6 @@ class FederationCore {
 
   absl::Status CheckServing();
   absl::Status CheckRun(absl::string_view run_id) const;
-  static std::shared_ptr<GuardedQuota> MakeQuota(const NodeQuotaLimits& limits);
   // Quotas; ResourceExhausted says when to come again.
   absl::Status TakeRequest(absl::string_view node);
   absl::Status TakeBytes(absl::string_view node, uint64_t bytes);
@@ -166,8 +202,8 @@ class FederationCore {
   void TickLoop();
 
   const RunPlan plan_;
-  const std::unique_ptr<Store> store_;
-  const std::unique_ptr<UploadBuffer> uploads_;
+  const std::shared_ptr<Store> store_;           // other runs may share it
+  const std::shared_ptr<UploadBuffer> uploads_;  // so, too
   const FederationCoreOptions options_;
   Clock& clock_;
   v1::Assignment assignment_;  // what all assignments share
@@ -180,6 +216,7 @@ class FederationCore {
   absl::Mutex mutex_;
   std::unique_ptr<Coordinator> coordinator_ ABSL_GUARDED_BY(mutex_);
   const std::shared_ptr<GuardedQuota> quota_;
+  RunClock run_clock_ ABSL_GUARDED_BY(mutex_);  // what the coordinator goes by
   // Of tasks whose updates may still count, or count in the open round.
   std::map<TaskKey, v1::TaskMetrics> metrics_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, NodeRecord> seen_ ABSL_GUARDED_BY(mutex_);  // not stored yet
@@ -189,6 +226,9 @@ class FederationCore {
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread ticker_;
 };
+
+// OutOfRange unless the offset that `request` asks for is within `content`.
+absl::Status CheckOffset(const v1::DownloadRequest& request, absl::string_view content);
 
 }  // namespace fedge
 

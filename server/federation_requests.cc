@@ -2,6 +2,7 @@
 #include <optional>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/failpoint.h"
 #include "common/base/status.h"
@@ -66,6 +67,13 @@ UpdateVerdict StoredVerdict(const UploadKey& key, const ParticipationRecord& rec
 
 }  // namespace
 
+absl::Status CheckOffset(const v1::DownloadRequest& request, absl::string_view content) {
+  if (request.offset() <= content.size()) return absl::OkStatus();
+  return absl::OutOfRangeError(absl::StrCat("offset ", request.offset(), " is beyond the ",
+                                            content.size(), " bytes of ",
+                                            absl::BytesToHexString(request.sha256())));
+}
+
 absl::Status FederationCore::CheckServing() {
   absl::MutexLock lock(&mutex_);
   return failed_;
@@ -77,18 +85,6 @@ absl::Status FederationCore::CheckRun(absl::string_view run_id) const {
       absl::StrCat("run '", OneLine(run_id), "' is not served here, '", plan_.run_id, "' is"));
 }
 
-// A lock of its own, and its own life: streams may end after the server.
-struct FederationCore::GuardedQuota {
-  explicit GuardedQuota(const NodeQuotaLimits& limits) : quota(limits) {}
-  absl::Mutex mutex;
-  NodeQuota quota ABSL_GUARDED_BY(mutex);
-};
-
-std::shared_ptr<FederationCore::GuardedQuota> FederationCore::MakeQuota(
-    const NodeQuotaLimits& limits) {
-  return std::make_shared<GuardedQuota>(limits);
-}
-
 absl::Status FederationCore::TakeRequest(absl::string_view node) {
   RETURN_IF_ERROR(CheckNodeId(node));
   absl::MutexLock lock(&quota_->mutex);
@@ -98,23 +94,33 @@ absl::Status FederationCore::TakeRequest(absl::string_view node) {
 absl::StatusOr<v1::CheckInResponse> FederationCore::CheckIn(const v1::CheckInRequest& request) {
   RETURN_IF_ERROR(CheckServing());
   RETURN_IF_ERROR(TakeRequest(request.node_id()));
+  ASSIGN_OR_RETURN(CheckInDecision decision, Decide(request));
+  return Answer(request, std::move(decision));
+}
+
+absl::StatusOr<CheckInDecision> FederationCore::Decide(const v1::CheckInRequest& request) {
+  RETURN_IF_ERROR(CheckServing());
   const absl::StatusOr<Digest> base = DigestFromRaw(request.base_model_sha256());
   if (!base.ok()) return Annotate(base.status(), "base_model_sha256");
   if (request.device().ByteSizeLong() > kMaxDeviceReportBytes) {
     return absl::InvalidArgumentError(absl::StrCat("device: ", request.device().ByteSizeLong(),
                                                    " bytes, allowed are ", kMaxDeviceReportBytes));
   }
-  v1::CheckInResponse response;
   CheckInDecision decision;
   {
     absl::MutexLock lock(&mutex_);
-    ASSIGN_OR_RETURN(decision, coordinator_->CheckIn(request.node_id(), *base, clock_.Monotonic(),
+    ASSIGN_OR_RETURN(decision, coordinator_->CheckIn(request.node_id(), *base, run_clock_.Now(),
                                                      request.device().tokens_per_second()));
     seen_[request.node_id()] = {request.node_id(), clock_.Now(),
                                 request.device().SerializeAsString()};
-    if (std::holds_alternative<RunEnded>(decision)) told_.insert(request.node_id());
   }
   RETURN_IF_ERROR(ProcessActions());
+  return decision;
+}
+
+v1::CheckInResponse FederationCore::Answer(const v1::CheckInRequest& request,
+                                           CheckInDecision decision) {
+  v1::CheckInResponse response;
   std::optional<v1::AdapterSource> adapter;
   if (const std::optional<uint64_t> version = VersionIn(decision)) {
     adapter = downlink_.Offer(*version, request.held_adapter());
@@ -147,6 +153,8 @@ absl::StatusOr<v1::CheckInResponse> FederationCore::CheckIn(const v1::CheckInReq
     finished.set_final_version(std::get<RunEnded>(decision).final_version);
     *finished.mutable_adapter() = *std::move(adapter);
     *finished.mutable_lora() = assignment_.lora();
+    absl::MutexLock lock(&mutex_);
+    told_.insert(request.node_id());
   }
   return response;
 }
@@ -154,26 +162,28 @@ absl::StatusOr<v1::CheckInResponse> FederationCore::CheckIn(const v1::CheckInReq
 absl::StatusOr<std::shared_ptr<const std::string>> FederationCore::OpenDownload(
     const v1::DownloadRequest& request) {
   RETURN_IF_ERROR(TakeRequest(request.node_id()));
-  {
-    absl::MutexLock lock(&mutex_);
-    coordinator_->NoteDownload(request.node_id(), clock_.Monotonic());
-  }
   const absl::StatusOr<Digest> digest = DigestFromRaw(request.sha256());
   if (!digest.ok()) return Annotate(digest.status(), "sha256");
-  std::shared_ptr<const std::string> bytes = downlink_.Find(*digest);
+  ASSIGN_OR_RETURN(std::shared_ptr<const std::string> bytes,
+                   FindContent(*digest, request.node_id()));
+  RETURN_IF_ERROR(CheckOffset(request, *bytes));
+  return bytes;
+}
+
+absl::StatusOr<std::shared_ptr<const std::string>> FederationCore::FindContent(
+    const Digest& digest, absl::string_view node) {
+  std::shared_ptr<const std::string> bytes = downlink_.Find(digest);
   if (bytes == nullptr) {
-    ASSIGN_OR_RETURN(const bool is_served, store_->IsServed(plan_.run_id, *digest));
+    ASSIGN_OR_RETURN(const bool is_served, store_->IsServed(plan_.run_id, digest));
     if (!is_served) {
       return absl::NotFoundError(absl::StrCat(
-          "content ", digest->Hex(), " is not a version this server keeps; check in again"));
+          "content ", digest.Hex(), " is not a version this server keeps; check in again"));
     }
-    ASSIGN_OR_RETURN(std::string stored, store_->ReadBlob(*digest));
+    ASSIGN_OR_RETURN(std::string stored, store_->ReadBlob(digest));
     bytes = std::make_shared<const std::string>(std::move(stored));
   }
-  if (request.offset() > bytes->size()) {
-    return absl::OutOfRangeError(absl::StrCat("offset ", request.offset(), " is beyond the ",
-                                              bytes->size(), " bytes of ", digest->Hex()));
-  }
+  absl::MutexLock lock(&mutex_);
+  coordinator_->NoteDownload(node, run_clock_.Now());  // a sign of life
   return bytes;
 }
 
@@ -199,7 +209,7 @@ absl::StatusOr<std::optional<v1::UploadReceipt>> FederationCore::KnownReceipt(
   std::optional<UpdateVerdict> known;
   {
     absl::MutexLock lock(&mutex_);
-    coordinator_->NoteUpload(key.node_id, key.round, clock_.Monotonic());
+    coordinator_->NoteUpload(key.node_id, key.round, run_clock_.Now());
     known = coordinator_->KnownVerdict(key.node_id, key.round, key.sha256);
   }
   // Also makes a verdict durable that another stream of the same node has just brought about.
@@ -343,7 +353,7 @@ absl::StatusOr<std::optional<v1::UploadReceipt>> FederationCore::Upload::OnMessa
     const v1::Chunk& chunk = request.chunk();
     {
       absl::MutexLock lock(&core_.mutex_);
-      core_.coordinator_->NoteUpload(key_->node_id, key_->round, core_.clock_.Monotonic());
+      core_.coordinator_->NoteUpload(key_->node_id, key_->round, core_.run_clock_.Now());
     }
     RETURN_IF_ERROR(core_.TakeBytes(key_->node_id, chunk.data().size()));
     ASSIGN_OR_RETURN(whole,

@@ -2,27 +2,23 @@
 
 #include <unistd.h>
 
-#include <optional>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "common/base/address.h"
+#include "common/base/logging.h"
 #include "common/base/status.h"
-#include "common/base/thread_pool.h"
-#include "common/training/adapter_init.h"
-#include "server/sqlite_store.h"
-#include "server/upload_buffer.h"
+#include "server/admin_context.h"
+#include "server/run_setup.h"
 
 namespace fedge {
 namespace {
 
 constexpr char kDefaultListen[] = "127.0.0.1:9480";
-constexpr char kDefaultStateDir[] = "fedge-server-state";
+constexpr char kAdminSocket[] = "admin.sock";
 constexpr uint32_t kMaxCertificateHours = 2160;
-
-std::string StateDir(const v1::ServerConfig& config) {
-  return config.has_state_dir() ? config.state_dir() : kDefaultStateDir;
-}
 
 std::string ListenAddress(const v1::ServerConfig& config) {
   return config.has_listen() ? config.listen() : kDefaultListen;
@@ -50,69 +46,20 @@ absl::Status CheckListeners(const v1::ServerConfig& config) {
 // What needs no file: asked first, before a big model is loaded or anything is made.
 absl::Status CheckFields(const v1::ServerConfig& config) {
   RETURN_IF_ERROR(MakeRunPlan(config, LoraSpec(), Digest()).status());
-  return CheckListeners(config);
-}
-
-absl::StatusOr<std::shared_ptr<const BaseModel>> LoadModel(const v1::ServerConfig& config,
-                                                           Env& env) {
-  if (config.base_model().empty()) {
+  RETURN_IF_ERROR(CheckListeners(config));
+  const std::string& admin = config.admin_listen();
+  if (config.has_admin_listen() && admin != "off" &&
+      (!absl::StartsWith(admin, "unix:") || admin == "unix:")) {
     return absl::InvalidArgumentError(
-        "base_model: is required: the path of a GGUF file (in the configuration or --base-model)");
+        absl::StrCat("admin_listen: '", admin, "' is not unix:PATH or off"));
   }
-  return BaseModel::Load(config.base_model(), env);
-}
-
-absl::StatusOr<std::unique_ptr<HoldoutEvaluator>> MakeHoldout(
-    const v1::ServerConfig& config, std::shared_ptr<const BaseModel> model, const RunPlan& plan,
-    int threads, Env& env) {
-  if (config.holdout().empty()) return std::unique_ptr<HoldoutEvaluator>();
-  return HoldoutEvaluator::Create(std::move(model), config.holdout(), plan.length, threads, env);
-}
-
-// Version 0, if the run in `store` has not got beyond it: it may take a second file and a minute.
-absl::StatusOr<LoraAdapter> MakeInitial(const RunPlan& plan, const BaseModel& model, Store& store,
-                                        const FederationServerOptions& options) {
-  LoraAdapter initial(plan.lora);
-  ASSIGN_OR_RETURN(const std::optional<VersionRecord> latest, store.LatestVersion(plan.run_id));
-  if (latest) return initial;
-  ThreadPool pool(options.threads);
-  const absl::Status status =
-      InitializeAdapter(plan.init, model, AdapterSeed(plan), pool, *options.env, initial);
-  if (!status.ok()) return Annotate(status, "run.lora.init");
-  return initial;
-}
-
-absl::StatusOr<std::unique_ptr<FederationCore>> MakeCore(const v1::ServerConfig& config,
-                                                         const RunPlan& plan,
-                                                         const BaseModel& model,
-                                                         const FederationServerOptions& options,
-                                                         HoldoutEvaluator* holdout) {
-  SqliteStoreOptions store_options;
-  store_options.dir = StateDir(config);
-  if (config.has_keep_versions()) store_options.keep_versions = config.keep_versions();
-  ASSIGN_OR_RETURN(std::unique_ptr<SqliteStore> store,
-                   SqliteStore::Open(store_options, *options.env));
-  UploadLimits limits;
-  limits.max_upload_bytes = plan.max_update_bytes;
-  limits.lifetime = 2 * plan.round_deadline;
-  if (config.has_max_open_upload_bytes()) limits.max_total_bytes = config.max_open_upload_bytes();
-  ASSIGN_OR_RETURN(std::unique_ptr<UploadBuffer> uploads,
-                   UploadBuffer::Open(JoinPath(store_options.dir, "uploads"), limits, *options.env,
-                                      *options.clock));
-  ASSIGN_OR_RETURN(const LoraAdapter initial, MakeInitial(plan, model, *store, options));
-  FederationCoreOptions core_options;
-  core_options.clock = options.clock;
-  core_options.events = options.events;
-  if (holdout != nullptr) core_options.events.push_back(holdout);
-  core_options.config = config.SerializeAsString();
-  return FederationCore::Create(plan, initial, std::move(store), std::move(uploads),
-                                std::move(core_options));
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::unique_ptr<Membership>> OpenMembership(const v1::ServerConfig& config,
                                                            const FederationServerOptions& options) {
   MembershipOptions membership;
-  membership.dir = JoinPath(StateDir(config), "identity");
+  membership.dir = JoinPath(StateDirOf(config), "identity");
   membership.env = options.env;
   membership.clock = options.clock;
   if (config.has_certificate_hours()) {
@@ -140,36 +87,26 @@ absl::StatusOr<std::string> PublicHost(const v1::ServerConfig& config) {
 
 }  // namespace
 
-absl::StatusOr<RunPlan> PlanRun(const v1::ServerConfig& config, const BaseModel& model) {
-  ASSIGN_OR_RETURN(const LoraPlan lora, MakeLoraPlan(config.run()));
-  absl::StatusOr<LoraSpec> spec = model.MakeLoraSpec(lora.targets);
-  if (!spec.ok()) return Annotate(spec.status(), "run.lora");
-  ASSIGN_OR_RETURN(RunPlan plan, MakeRunPlan(config, *std::move(spec), model.sha256()));
-  if (plan.length > model.config().context_length) {
-    return absl::InvalidArgumentError(absl::StrCat("run.training.length: ", plan.length,
-                                                   " is above the base model's context of ",
-                                                   model.config().context_length));
-  }
-  return plan;
-}
-
 absl::Status CheckServerConfig(const v1::ServerConfig& config, Env& env) {
   RETURN_IF_ERROR(CheckFields(config));
-  ASSIGN_OR_RETURN(const std::shared_ptr<const BaseModel> model, LoadModel(config, env));
-  ASSIGN_OR_RETURN(const RunPlan plan, PlanRun(config, *model));
-  return MakeHoldout(config, model, plan, 1, env).status();
+  BaseModels models("", env);
+  return SetUpRun(config, models, 1, env).status();
 }
 
 absl::StatusOr<std::unique_ptr<FederationServer>> FederationServer::Start(
     const v1::ServerConfig& config, const FederationServerOptions& options) {
   RETURN_IF_ERROR(CheckFields(config));
-  std::unique_ptr<FederationServer> server(new FederationServer);
-  ASSIGN_OR_RETURN(server->model_, LoadModel(config, *options.env));
-  ASSIGN_OR_RETURN(const RunPlan plan, PlanRun(config, *server->model_));
-  ASSIGN_OR_RETURN(server->holdout_,
-                   MakeHoldout(config, server->model_, plan, options.threads, *options.env));
-  ASSIGN_OR_RETURN(server->core_,
-                   MakeCore(config, plan, *server->model_, options, server->holdout_.get()));
+  std::unique_ptr<FederationServer> server(new FederationServer(options.clock));
+  FederationOptions federation_options;
+  federation_options.env = options.env;
+  federation_options.clock = options.clock;
+  federation_options.events = options.events;
+  federation_options.log = &server->events_;
+  federation_options.threads = options.threads;
+  ASSIGN_OR_RETURN(server->federation_, Federation::Open(config, federation_options));
+  if (FederationCore* const core = server->federation_->configured()) {
+    server->core_id_ = core->plan().run_id;
+  }
   GrpcServerOptions grpc_options;
   grpc_options.listen = ListenAddress(config);
   if (!config.insecure()) {
@@ -177,21 +114,44 @@ absl::StatusOr<std::unique_ptr<FederationServer>> FederationServer::Start(
     grpc_options.membership = server->membership_.get();
     ASSIGN_OR_RETURN(grpc_options.enroll_listen, EnrollListen(config));
   }
-  ASSIGN_OR_RETURN(server->grpc_, GrpcServer::Start(*server->core_, grpc_options));
+  ASSIGN_OR_RETURN(server->grpc_, GrpcServer::Start(*server->federation_, grpc_options));
   if (server->membership_ != nullptr) {
     ASSIGN_OR_RETURN(const std::string host, PublicHost(config));
     server->membership_->set_address(HostPort{host, server->grpc_->enroll_port()}.Text());
   }
-  if (server->holdout_ != nullptr) server->holdout_->Start(*server->core_);
+  RETURN_IF_ERROR(server->ListenForOperators(config));
   return server;
+}
+
+absl::Status FederationServer::ListenForOperators(const v1::ServerConfig& config) {
+  std::string path = JoinPath(StateDirOf(config), kAdminSocket);
+  if (config.has_admin_listen()) {
+    if (config.admin_listen() == "off") return absl::OkStatus();
+    path = std::string(absl::StripPrefix(config.admin_listen(), "unix:"));
+  }
+  AdminContext context;
+  context.federation = federation_.get();
+  context.directory = &federation_->directory();
+  context.events = &events_;
+  context.membership = membership_.get();
+  absl::StatusOr<std::unique_ptr<GrpcAdmin>> admin = GrpcAdmin::Start(context, path);
+  if (admin.ok()) {
+    admin_ = *std::move(admin);
+    admin_address_ = absl::StrCat("unix:", path);
+    return absl::OkStatus();
+  }
+  // Devices can do without operators, unless these were asked for.
+  if (config.has_admin_listen()) return admin.status();
+  LogWarning(admin.status().message());
+  return absl::OkStatus();
 }
 
 FederationServer::~FederationServer() { Shutdown(absl::ZeroDuration()); }
 
 void FederationServer::Shutdown(absl::Duration grace) {
+  if (admin_ != nullptr) admin_->Shutdown();
   if (grpc_ != nullptr) grpc_->Shutdown(grace);
-  if (holdout_ != nullptr) holdout_->Stop();
-  if (core_ != nullptr) core_->Flush();
+  if (federation_ != nullptr) federation_->Stop();
 }
 
 }  // namespace fedge

@@ -12,7 +12,7 @@
 #include "common/base/digest.h"
 #include "common/base/status.h"
 #include "fedge/v1/federation.grpc.pb.h"
-#include "server/federation_core.h"
+#include "server/device_requests.h"
 #include "server/grpc_security.h"
 #include "server/work_queue.h"
 
@@ -43,15 +43,15 @@ absl::Status CheckSpeaker(const std::optional<std::string>& certified, absl::str
 // the blob may read the disk.
 class DownloadReactor : public grpc::ServerWriteReactor<v1::Chunk> {
  public:
-  DownloadReactor(FederationCore& core, WorkQueue& queue, const v1::DownloadRequest* request,
+  DownloadReactor(DeviceRequests& requests, WorkQueue& queue, const v1::DownloadRequest* request,
                   const absl::Status& speaker)
       : offset_(request->offset()) {
     if (!speaker.ok()) {
       Finish(ToGrpc(speaker));
       return;
     }
-    const auto open = [this, &core, request = *request] {
-      absl::StatusOr<std::shared_ptr<const std::string>> bytes = core.OpenDownload(request);
+    const auto open = [this, &requests, request = *request] {
+      absl::StatusOr<std::shared_ptr<const std::string>> bytes = requests.OpenDownload(request);
       if (!bytes.ok()) return Finish(ToGrpc(bytes.status()));
       bytes_ = *std::move(bytes);
       WriteNext();
@@ -84,9 +84,9 @@ class DownloadReactor : public grpc::ServerWriteReactor<v1::Chunk> {
 // One message at a time: read, handle on a worker, read on. A slow disk so slows the sender down.
 class UploadReactor : public grpc::ServerReadReactor<v1::UploadRequest> {
  public:
-  UploadReactor(FederationCore& core, WorkQueue& queue, v1::UploadReceipt* receipt,
+  UploadReactor(DeviceRequests& requests, WorkQueue& queue, v1::UploadReceipt* receipt,
                 std::optional<std::string> certified)
-      : upload_(core.StartUpload()),
+      : upload_(requests.OpenUpload()),
         queue_(queue),
         receipt_(receipt),
         certified_(std::move(certified)) {
@@ -106,20 +106,20 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadRequest> {
       const absl::Status speaker = CheckSpeaker(certified_, request_.id().node_id());
       if (!speaker.ok()) return Finish(ToGrpc(speaker));
     }
-    absl::StatusOr<std::optional<v1::UploadReceipt>> receipt = upload_.OnMessage(request_);
+    absl::StatusOr<std::optional<v1::UploadReceipt>> receipt = upload_->OnMessage(request_);
     if (!receipt.ok()) return Finish(ToGrpc(receipt.status()));
     if (!receipt->has_value()) return StartRead(&request_);
     *receipt_ = **std::move(receipt);
     Finish(grpc::Status::OK);
   }
   void HandleEnd() {
-    absl::StatusOr<v1::UploadReceipt> receipt = upload_.OnEnd();
+    absl::StatusOr<v1::UploadReceipt> receipt = upload_->OnEnd();
     if (!receipt.ok()) return Finish(ToGrpc(receipt.status()));
     *receipt_ = *std::move(receipt);
     Finish(grpc::Status::OK);
   }
 
-  FederationCore::Upload upload_;
+  const std::unique_ptr<UploadStream> upload_;
   WorkQueue& queue_;
   v1::UploadReceipt* receipt_;
   const std::optional<std::string> certified_;
@@ -128,13 +128,14 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadRequest> {
 
 class FederationService final : public v1::FederationService::CallbackService {
  public:
-  FederationService(FederationCore& core, WorkQueue& queue) : core_(core), queue_(queue) {}
+  FederationService(DeviceRequests& requests, WorkQueue& queue)
+      : requests_(requests), queue_(queue) {}
 
   grpc::ServerUnaryReactor* CheckIn(grpc::CallbackServerContext* context,
                                     const v1::CheckInRequest* request,
                                     v1::CheckInResponse* response) override {
     return Run(context, request->node_id(), [this, request, response]() -> absl::Status {
-      RETURN_IF_ERROR(Assign(core_.CheckIn(*request), response));
+      RETURN_IF_ERROR(Assign(requests_.CheckIn(*request), response));
       response->set_server_time_ms(absl::ToUnixMillis(Clock::Real()->Now()));
       return absl::OkStatus();
     });
@@ -143,24 +144,25 @@ class FederationService final : public v1::FederationService::CallbackService {
   grpc::ServerUnaryReactor* QueryUpload(grpc::CallbackServerContext* context,
                                         const v1::QueryUploadRequest* request,
                                         v1::QueryUploadResponse* response) override {
-    return Run(context, request->id().node_id(),
-               [this, request, response] { return Assign(core_.QueryUpload(*request), response); });
+    return Run(context, request->id().node_id(), [this, request, response] {
+      return Assign(requests_.QueryUpload(*request), response);
+    });
   }
 
   grpc::ServerUnaryReactor* Report(grpc::CallbackServerContext* context,
                                    const v1::ReportRequest* request, v1::ReportResponse*) override {
-    return Run(context, request->node_id(), [this, request] { return core_.Report(*request); });
+    return Run(context, request->node_id(), [this, request] { return requests_.Report(*request); });
   }
 
   grpc::ServerWriteReactor<v1::Chunk>* Download(grpc::CallbackServerContext* context,
                                                 const v1::DownloadRequest* request) override {
-    return new DownloadReactor(core_, queue_, request,
+    return new DownloadReactor(requests_, queue_, request,
                                CheckSpeaker(CertifiedNode(*context), request->node_id()));
   }
 
   grpc::ServerReadReactor<v1::UploadRequest>* Upload(grpc::CallbackServerContext* context,
                                                      v1::UploadReceipt* receipt) override {
-    return new UploadReactor(core_, queue_, receipt, CertifiedNode(*context));
+    return new UploadReactor(requests_, queue_, receipt, CertifiedNode(*context));
   }
 
  private:
@@ -186,14 +188,14 @@ class FederationService final : public v1::FederationService::CallbackService {
     return reactor;
   }
 
-  FederationCore& core_;
+  DeviceRequests& requests_;
   WorkQueue& queue_;
 };
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeFederationService(FederationCore& core, WorkQueue& queue) {
-  return std::make_unique<FederationService>(core, queue);
+std::unique_ptr<grpc::Service> MakeFederationService(DeviceRequests& requests, WorkQueue& queue) {
+  return std::make_unique<FederationService>(requests, queue);
 }
 
 }  // namespace fedge

@@ -1,4 +1,4 @@
-// fedge.v1.FederationService over gRPC's callback API: messages in, FederationCore called on a
+// fedge.v1.FederationService over gRPC's callback API: messages in, DeviceRequests called on a
 // WorkQueue, answers out. No decision is made here.
 #ifndef FEDGE_SERVER_FEDERATION_SERVICE_H_
 #define FEDGE_SERVER_FEDERATION_SERVICE_H_
@@ -11,11 +11,11 @@ class Service;
 
 namespace fedge {
 
-class FederationCore;
+class DeviceRequests;
 class WorkQueue;
 
-// `core` and `queue` must outlive the gRPC server that runs the service.
-std::unique_ptr<grpc::Service> MakeFederationService(FederationCore& core, WorkQueue& queue);
+// `requests` and `queue` must outlive the gRPC server that runs the service.
+std::unique_ptr<grpc::Service> MakeFederationService(DeviceRequests& requests, WorkQueue& queue);
 
 }  // namespace fedge
 

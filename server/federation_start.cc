@@ -38,8 +38,8 @@ NodeState StateOf(Outcome outcome) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<FederationCore>> FederationCore::Create(
-    RunPlan plan, const LoraAdapter& initial, std::unique_ptr<Store> store,
-    std::unique_ptr<UploadBuffer> uploads, FederationCoreOptions options) {
+    RunPlan plan, const LoraAdapter& initial, std::shared_ptr<Store> store,
+    std::shared_ptr<UploadBuffer> uploads, FederationCoreOptions options) {
   std::unique_ptr<FederationCore> core(new FederationCore(std::move(plan), std::move(store),
                                                           std::move(uploads), std::move(options)));
   RETURN_IF_ERROR(core->store_->OpenRun({.run_id = core->plan_.run_id,
@@ -47,7 +47,10 @@ absl::StatusOr<std::unique_ptr<FederationCore>> FederationCore::Create(
                                          .layout = core->plan_.lora.layout_hash(),
                                          .seed = core->plan_.seed,
                                          .config = core->options_.config,
-                                         .created = core->clock_.Now()}));
+                                         .created = core->clock_.Now(),
+                                         .by_operator = core->options_.by_operator,
+                                         .parent_run = core->options_.parent_run,
+                                         .parent_version = core->options_.parent_version}));
   ASSIGN_OR_RETURN(ModelState state, core->LoadOrCreateVersion(initial));
   RETURN_IF_ERROR(core->StartCoordinator(std::move(state)));
   RETURN_IF_ERROR(core->ProcessActions());
@@ -162,23 +165,38 @@ absl::Status FederationCore::LoadHistory() {
   return absl::OkStatus();
 }
 
-absl::Status FederationCore::StartCoordinator(ModelState state) {
+absl::StatusOr<std::optional<RoundRecord>> FederationCore::OpenRoundToContinue(
+    const ModelState& state, RunState run) {
   ASSIGN_OR_RETURN(std::optional<RoundRecord> open, store_->ContinueRound(plan_.run_id));
-  const bool has_no_cohort = open && open->cohort.empty() && !plan_.pace.is_async;
-  if (open && (open->base_version != state.version || has_no_cohort)) {
-    const absl::string_view why =
-        has_no_cohort ? "it was started by an older release" : "the version it trained is damaged";
-    RoundAbandoned abandoned{open->round, RoundCounts(), absl::StrCat("server restarted, ", why)};
-    RETURN_IF_ERROR(store_->AbandonRound(plan_.run_id, abandoned.round, abandoned.counts,
-                                         abandoned.reason, clock_.Now()));
-    for (ServerEvents* const events : options_.events) events->OnAbandoned(abandoned);
-    open.reset();
+  if (!open) return open;
+  std::string why;
+  if (run == RunState::kStopped) {
+    why = "the run was stopped";
+  } else if (open->base_version != state.version) {
+    why = "server restarted, the version it trained is damaged";
+  } else if (open->cohort.empty() && !plan_.pace.is_async) {
+    why = "server restarted, it was started by an older release";
+  } else {
+    return open;
   }
+  const RoundAbandoned abandoned{open->round, RoundCounts(), why};
+  RETURN_IF_ERROR(store_->AbandonRound(plan_.run_id, abandoned.round, abandoned.counts,
+                                       abandoned.reason, clock_.Now()));
+  for (ServerEvents* const events : options_.events) events->OnAbandoned(abandoned);
+  return std::optional<RoundRecord>();
+}
+
+absl::Status FederationCore::StartCoordinator(ModelState state) {
+  ASSIGN_OR_RETURN(const RunState run, store_->GetRunState(plan_.run_id));
+  ASSIGN_OR_RETURN(const std::optional<RoundRecord> open, OpenRoundToContinue(state, run));
   ASSIGN_OR_RETURN(const uint64_t last_round, store_->LastRound(plan_.run_id));
   {
     absl::MutexLock lock(&mutex_);
     coordinator_ =
         std::make_unique<Coordinator>(plan_, std::move(state), open ? open->round : last_round + 1);
+    if (run == RunState::kStopped) coordinator_->Stop();
+    run_clock_.SetPaused(run == RunState::kPaused);
+    coordinator_->SetPaused(run == RunState::kPaused);
     flushed_ = clock_.Monotonic();
   }
   RETURN_IF_ERROR(ResumeQuarantine(last_round));
@@ -206,8 +224,7 @@ absl::Status FederationCore::ResumePastRounds(uint64_t before_round) {
   absl::MutexLock lock(&mutex_);
   for (const RoundRecord& round : rounds) {
     if (round.round >= before_round) break;
-    coordinator_->ResumePastRound(round.round, round.base_version, round.cohort,
-                                  clock_.Monotonic());
+    coordinator_->ResumePastRound(round.round, round.base_version, round.cohort, run_clock_.Now());
     ASSIGN_OR_RETURN(const std::vector<ParticipationRecord> records,
                      store_->ListParticipations(plan_.run_id, round.round));
     for (const ParticipationRecord& record : records) {
@@ -244,7 +261,7 @@ absl::Status FederationCore::ContinueRound(const RoundRecord& round) {
                    store_->ListParticipations(plan_.run_id, round.round));
   records.insert(records.end(), own.begin(), own.end());
   absl::MutexLock lock(&mutex_);
-  coordinator_->ResumeRound(round.cohort, clock_.Monotonic());
+  coordinator_->ResumeRound(round.cohort, run_clock_.Now());
   for (const ParticipationRecord& record : records) {
     RETURN_IF_ERROR(FEDGE_FAILPOINT("core.resume.update"));
     v1::TaskMetrics metrics;
@@ -256,7 +273,7 @@ absl::Status FederationCore::ContinueRound(const RoundRecord& round) {
   for (ServerEvents* const events : options_.events) {
     events->OnRoundContinued(round, coordinator_->counts());
   }
-  coordinator_->FinishResume(clock_.Monotonic());
+  coordinator_->FinishResume(run_clock_.Now());
   return FEDGE_FAILPOINT("core.resume.round");
 }
 

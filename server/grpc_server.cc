@@ -18,8 +18,8 @@
 #include "common/base/address.h"
 #include "common/base/logging.h"
 #include "common/base/status.h"
+#include "server/device_requests.h"
 #include "server/enrollment_service.h"
-#include "server/federation_core.h"
 #include "server/federation_service.h"
 #include "server/grpc_security.h"
 #include "server/membership.h"
@@ -106,10 +106,10 @@ absl::Status CheckLoopback(absl::string_view listen) {
 }
 
 struct GrpcServer::State {
-  State(FederationCore& core, const GrpcServerOptions& options)
+  State(DeviceRequests& requests, const GrpcServerOptions& options)
       : queue(options.worker_threads, options.max_pending),
         calls(std::make_shared<LiveCalls>()),
-        service(MakeFederationService(core, queue)) {
+        service(MakeFederationService(requests, queue)) {
     if (options.membership == nullptr) return;
     identity = MakeIdentityService(*options.membership, queue);
     enrollment = MakeEnrollmentService(*options.membership, queue, [this] { return port; });
@@ -161,7 +161,7 @@ GrpcServer::GrpcServer(std::unique_ptr<State> state) : state_(std::move(state)) 
 
 GrpcServer::~GrpcServer() { Shutdown(absl::ZeroDuration()); }
 
-absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(FederationCore& core,
+absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(DeviceRequests& requests,
                                                               const GrpcServerOptions& options) {
   QuietGrpcLog();
   if (!options.listen.empty()) {
@@ -173,7 +173,7 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(FederationCore& co
   }
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  auto state = std::make_unique<State>(core, options);
+  auto state = std::make_unique<State>(requests, options);
   RETURN_IF_ERROR(state->StartFleet(options));
   // From here on the destructor ends what runs, in order.
   std::unique_ptr<GrpcServer> server(new GrpcServer(std::move(state)));

@@ -17,7 +17,7 @@ class Channel;
 
 namespace fedge {
 
-class FederationCore;
+class DeviceRequests;
 class Membership;
 
 struct GrpcServerOptions {
@@ -40,8 +40,9 @@ absl::Status CheckLoopback(absl::string_view listen);
 class GrpcServer {
  public:
   // InvalidArgument: no "host:port", or plaintext beyond this machine. FailedPrecondition: the port
-  // cannot be listened on (in use, not allowed, no such address). `core` must outlive the server.
-  static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(FederationCore& core,
+  // cannot be listened on (in use, not allowed, no such address). `requests` must outlive the
+  // server.
+  static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(DeviceRequests& requests,
                                                            const GrpcServerOptions& options);
   ~GrpcServer();  // Shutdown(0)
 

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/base/logging.h"
+#include "server/event_log.h"
 
 namespace fedge {
 namespace {
@@ -24,47 +25,94 @@ std::string CountsText(const RoundCounts& counts) {
   return text;
 }
 
-}  // namespace
-
-void LogEvents::OnRoundStarted(uint64_t round, uint64_t base_version,
-                               const std::vector<std::string>& cohort) {
-  LogInfo("round ", round, ": started on version ", base_version, " with ", cohort.size(),
-          " nodes");
-}
-
-void LogEvents::OnRoundContinued(const RoundRecord& round, const RoundCounts& counts) {
-  LogInfo("round ", round.round, ": continued on version ", round.base_version, ", attempt ",
-          round.attempt, ": ", CountsText(counts), ", ", counts.pending, " pending");
-}
-
-void LogEvents::OnDamage(const std::string& what) { LogWarning(what); }
-
-void LogEvents::OnUpdate(const UpdateJudged& update) {
-  const std::string head = absl::StrCat("round ", update.round, ": node '", update.node_id, "' ",
-                                        std::string(VerdictName(update.verdict.verdict)));
-  switch (update.verdict.verdict) {
-    case Verdict::kAccepted:
-      LogLine(LogLevel::kDebug, absl::StrCat(head, ", ", Bytes(update.wire_bytes)));
-      break;
-    case Verdict::kRejected:
-      LogWarning(head, ": ", update.verdict.reason);
-      break;
-    case Verdict::kLate:
-    case Verdict::kLater:
-      LogInfo(head);
-      break;
+LogLevel LevelOf(v1::Event::Level level) {
+  switch (level) {
+    case v1::Event::DEBUG:
+      return LogLevel::kDebug;
+    case v1::Event::WARNING:
+      return LogLevel::kWarning;
+    case v1::Event::ERROR:
+      return LogLevel::kError;
+    default:
+      return LogLevel::kInfo;
   }
 }
 
+v1::Event RoundEvent(absl::string_view kind, v1::Event::Level level, uint64_t round,
+                     absl::string_view text) {
+  v1::Event event = MakeEvent(kind, level, absl::StrCat("round ", round, ": ", text));
+  event.set_round(round);
+  return event;
+}
+
+v1::Event NodeEvent(absl::string_view kind, v1::Event::Level level, uint64_t round,
+                    const std::string& node, absl::string_view text) {
+  v1::Event event = RoundEvent(kind, level, round, absl::StrCat("node '", node, "' ", text));
+  event.set_node_id(node);
+  return event;
+}
+
+}  // namespace
+
+v1::Event MakeEvent(absl::string_view kind, v1::Event::Level level, absl::string_view text) {
+  v1::Event event;
+  event.set_kind(std::string(kind));
+  event.set_level(level);
+  event.set_text(std::string(text));
+  return event;
+}
+
+void LogEvents::Add(v1::Event event) {
+  event.set_run_id(run_id_);
+  LogLine(LevelOf(event.level()),
+          name_run_ ? absl::StrCat("run '", run_id_, "': ", event.text()) : event.text());
+  if (log_ != nullptr) log_->Add(std::move(event));
+}
+
+void LogEvents::OnRoundStarted(uint64_t round, uint64_t base_version,
+                               const std::vector<std::string>& cohort) {
+  v1::Event event = RoundEvent(
+      "round-started", v1::Event::INFO, round,
+      absl::StrCat("started on version ", base_version, " with ", cohort.size(), " nodes"));
+  event.set_version(base_version);
+  Add(std::move(event));
+}
+
+void LogEvents::OnRoundContinued(const RoundRecord& round, const RoundCounts& counts) {
+  v1::Event event = RoundEvent(
+      "round-continued", v1::Event::INFO, round.round,
+      absl::StrCat("continued on version ", round.base_version, ", attempt ", round.attempt, ": ",
+                   CountsText(counts), ", ", counts.pending, " pending"));
+  event.set_version(round.base_version);
+  Add(std::move(event));
+}
+
+void LogEvents::OnDamage(const std::string& what) {
+  Add(MakeEvent("damage", v1::Event::WARNING, what));
+}
+
+void LogEvents::OnUpdate(const UpdateJudged& update) {
+  std::string text(VerdictName(update.verdict.verdict));
+  v1::Event::Level level = v1::Event::INFO;
+  if (update.verdict.verdict == Verdict::kAccepted) {
+    level = v1::Event::DEBUG;
+    absl::StrAppend(&text, ", ", Bytes(update.wire_bytes));
+  } else if (update.verdict.verdict == Verdict::kRejected) {
+    level = v1::Event::WARNING;
+    absl::StrAppend(&text, ": ", update.verdict.reason);
+  }
+  Add(NodeEvent("update", level, update.round, update.node_id, text));
+}
+
 void LogEvents::OnTaskFailed(const TaskFailed& failure) {
-  LogWarning("round ", failure.round, ": node '", failure.node_id, "' failed: ", failure.error);
+  Add(NodeEvent("task-failed", v1::Event::WARNING, failure.round, failure.node_id,
+                absl::StrCat("failed: ", failure.error)));
 }
 
 void LogEvents::OnPublished(const VersionRecord& version, const LoraAdapter&) {
-  std::string line =
-      absl::StrCat("round ", version.round, ": published version ", version.version, ": ",
-                   CountsText(version.counts), ", ", Bytes(version.update_bytes), " of updates, ",
-                   Bytes(version.encoded_bytes), " a download");
+  std::string line = absl::StrCat("published version ", version.version, ": ",
+                                  CountsText(version.counts), ", ", Bytes(version.update_bytes),
+                                  " of updates, ", Bytes(version.encoded_bytes), " a download");
   if (version.aggregation_error > 0) {
     absl::StrAppendFormat(&line, ", aggregation error %.2f%%", 100 * version.aggregation_error);
   }
@@ -77,32 +125,47 @@ void LogEvents::OnPublished(const VersionRecord& version, const LoraAdapter&) {
     absl::StrAppendFormat(&line, ", devices' held-out loss of version %d %.4f", version.version - 1,
                           metrics.validation_loss);
   }
-  LogInfo(line);
+  v1::Event event = RoundEvent("published", v1::Event::INFO, version.round, line);
+  event.set_version(version.version);
+  Add(std::move(event));
 }
 
 void LogEvents::OnAbandoned(const RoundAbandoned& round) {
-  LogWarning("round ", round.round, ": abandoned: ", round.reason, " (", CountsText(round.counts),
-             ")");
+  Add(RoundEvent("abandoned", v1::Event::WARNING, round.round,
+                 absl::StrCat("abandoned: ", round.reason, " (", CountsText(round.counts), ")")));
 }
 
 void LogEvents::OnEvaluated(uint64_t version, double loss, int64_t tokens) {
-  LogInfo(absl::StrFormat("version %d: holdout loss %.4f nats a token, perplexity %.3f (%d tokens)",
-                          version, loss, std::exp(loss), tokens));
+  v1::Event event = MakeEvent(
+      "evaluated", v1::Event::INFO,
+      absl::StrFormat("version %d: holdout loss %.4f nats a token, perplexity %.3f (%d tokens)",
+                      version, loss, std::exp(loss), tokens));
+  event.set_version(version);
+  Add(std::move(event));
 }
 
 void LogEvents::OnFinished(uint64_t final_version) {
-  LogInfo("run finished with version ", final_version);
+  v1::Event event = MakeEvent("finished", v1::Event::INFO,
+                              absl::StrCat("run finished with version ", final_version));
+  event.set_version(final_version);
+  Add(std::move(event));
 }
 
 void LogEvents::OnNoRoom(const absl::Status& status) {
-  LogWarning(std::string(status.message()),
-             "; nothing is acknowledged until there is room, devices keep their updates");
+  Add(MakeEvent("no-room", v1::Event::WARNING,
+                absl::StrCat(std::string(status.message()),
+                             "; nothing is acknowledged until there is room, devices keep their "
+                             "updates")));
 }
 
-void LogEvents::OnRoomAgain() { LogInfo("there is room on the disk again"); }
+void LogEvents::OnRoomAgain() {
+  Add(MakeEvent("room-again", v1::Event::INFO, "there is room on the disk again"));
+}
 
 void LogEvents::OnFailed(const absl::Status& status) {
-  LogError(std::string(status.message()), "; restart the server when this is mended");
+  Add(MakeEvent(
+      "failed", v1::Event::ERROR,
+      absl::StrCat(std::string(status.message()), "; restart the server when this is mended")));
 }
 
 }  // namespace fedge

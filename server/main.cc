@@ -1,4 +1,4 @@
-// fedge-server: coordinates one run. Parses flags, loads the configuration, wires the parts.
+// fedge-server: coordinates runs. Parses flags, loads the configuration, wires the parts.
 #include <pthread.h>
 
 #include <algorithm>
@@ -19,7 +19,6 @@
 #include "fedge/v1/config.pb.h"
 #include "server/federation_server.h"
 #include "server/grpc_probe.h"
-#include "server/log_events.h"
 
 namespace fedge {
 namespace {
@@ -82,22 +81,28 @@ void AddFlags(CLI::App& app, Flags& flags) {
       "  fedge-server --base-model base.gguf --rounds 5 --nodes-per-round 3 --listen 0.0.0.0:9480");
 }
 
-absl::StatusOr<v1::ServerConfig> MakeConfig(const Flags& flags) {
+absl::StatusOr<v1::ServerConfig> MakeConfig(const Flags& flags, ConfigPlaces& places) {
   v1::ServerConfig config;
   if (!flags.config.empty()) {
-    RETURN_IF_ERROR(LoadConfigFile(flags.config, *Env::Posix(), config));
+    RETURN_IF_ERROR(LoadConfigFile(flags.config, *Env::Posix(), config, &places));
   }
-  if (flags.listen) config.set_listen(*flags.listen);
+  const auto take = [&](const char* path, const auto& flag, auto set) {
+    if (!flag) return;
+    set(*flag);
+    places.Override(path);
+  };
   if (flags.insecure) config.set_insecure(true);
-  if (flags.base_model) config.set_base_model(*flags.base_model);
-  if (flags.state_dir) config.set_state_dir(*flags.state_dir);
-  if (flags.holdout) config.set_holdout(*flags.holdout);
   v1::RunConfig& run = *config.mutable_run();
-  if (flags.run_id) run.set_id(*flags.run_id);
-  if (flags.rounds) run.set_rounds(*flags.rounds);
-  if (flags.nodes_per_round) run.set_nodes_per_round(*flags.nodes_per_round);
-  if (flags.min_nodes) run.set_min_nodes(*flags.min_nodes);
-  if (flags.seed) run.set_seed(*flags.seed);
+  take("listen", flags.listen, [&](const auto& value) { config.set_listen(value); });
+  take("base_model", flags.base_model, [&](const auto& value) { config.set_base_model(value); });
+  take("state_dir", flags.state_dir, [&](const auto& value) { config.set_state_dir(value); });
+  take("holdout", flags.holdout, [&](const auto& value) { config.set_holdout(value); });
+  take("run.id", flags.run_id, [&](const auto& value) { run.set_id(value); });
+  take("run.rounds", flags.rounds, [&](auto value) { run.set_rounds(value); });
+  take("run.nodes_per_round", flags.nodes_per_round,
+       [&](auto value) { run.set_nodes_per_round(value); });
+  take("run.min_nodes", flags.min_nodes, [&](auto value) { run.set_min_nodes(value); });
+  take("run.seed", flags.seed, [&](auto value) { run.set_seed(value); });
   return config;
 }
 
@@ -121,11 +126,11 @@ sigset_t BlockStopSignals() {
 // Whether the run is over and everybody who should know does, or had the time to.
 class Farewell {
  public:
-  bool Done(FederationCore& core) {
-    if (!core.finished()) return false;
+  bool Done(Federation& federation) {
+    if (!federation.finished()) return false;
     const absl::Duration now = Clock::Real()->Monotonic();
     if (!finished_) finished_ = now;
-    if (!told_ && core.nodes_to_tell() == 0) told_ = now;
+    if (!told_ && federation.nodes_to_tell() == 0) told_ = now;
     return now - *finished_ >= kFarewell || (told_ && now - *told_ >= kLastDownloads);
   }
 
@@ -143,9 +148,9 @@ absl::Status ServeUntilStopped(FederationServer& server, bool exit_when_finished
       LogInfo("stopping: ", signal == SIGINT ? "SIGINT" : "SIGTERM");
       return absl::OkStatus();
     }
-    RETURN_IF_ERROR(server.core().health());
-    if (exit_when_finished && farewell.Done(server.core())) {
-      if (server.holdout() != nullptr) server.holdout()->WaitUntilIdle();
+    RETURN_IF_ERROR(server.federation().health());
+    if (exit_when_finished && farewell.Done(server.federation())) {
+      server.federation().WaitForEvaluations();
       return absl::OkStatus();
     }
   }
@@ -163,25 +168,37 @@ absl::Status WriteJoinToken(const std::string& path, Membership* membership) {
   return WritePrivateFile(path, token + "\n", *Env::Posix());
 }
 
+void LogRuns(Federation& federation) {
+  const absl::StatusOr<std::vector<RunView>> runs = federation.ListRuns();
+  if (!runs.ok()) return;
+  for (const RunView& run : *runs) {
+    if (run.core == nullptr) continue;
+    const RunPlan& plan = run.core->plan();
+    LogInfo("run '", plan.run_id, "': ", plan.rounds, " rounds of ", plan.nodes_per_round,
+            " nodes, adapter of ", plan.lora.num_parameters(), " parameters, base model ",
+            plan.base_model.Hex(), ", ", RunStateName(run.entry.state), " at version ",
+            run.core->version());
+  }
+}
+
 absl::Status Serve(const Flags& flags, bool* store_failed) {
-  ASSIGN_OR_RETURN(const v1::ServerConfig config, MakeConfig(flags));
+  ConfigPlaces places;
+  ASSIGN_OR_RETURN(const v1::ServerConfig config, MakeConfig(flags, places));
   if (flags.check) {
-    RETURN_IF_ERROR(CheckServerConfig(config, *Env::Posix()));
+    RETURN_IF_ERROR(places.Locate(CheckServerConfig(config, *Env::Posix())));
     std::cout << "the configuration is good\n";
     return absl::OkStatus();
   }
   const sigset_t stop_signals = BlockStopSignals();
-  LogEvents log;
   FederationServerOptions options;
-  options.events = {&log};
   options.threads = std::max(1, ThreadPool::AvailableProcessors() / 2);
-  ASSIGN_OR_RETURN(const std::unique_ptr<FederationServer> server,
-                   FederationServer::Start(config, options));
-  const RunPlan& plan = server->core().plan();
-  LogInfo("run '", plan.run_id, "': ", plan.rounds, " rounds of ", plan.nodes_per_round,
-          " nodes, adapter of ", plan.lora.num_parameters(), " parameters, base model ",
-          plan.base_model.Hex(), ", at version ", server->core().version());
+  absl::StatusOr<std::unique_ptr<FederationServer>> started =
+      FederationServer::Start(config, options);
+  if (!started.ok()) return places.Locate(started.status());
+  const std::unique_ptr<FederationServer> server = *std::move(started);
+  LogRuns(server->federation());
   const std::string listen = config.has_listen() ? config.listen() : "127.0.0.1:9480";
+  if (!server->admin_address().empty()) LogInfo("operators: ", server->admin_address());
   LogInfo("listening on ", listen.substr(0, listen.rfind(':')), ":", server->grpc().port());
   if (!flags.join_token_file.empty()) {
     RETURN_IF_ERROR(WriteJoinToken(flags.join_token_file, server->membership()));
@@ -192,7 +209,7 @@ absl::Status Serve(const Flags& flags, bool* store_failed) {
     LogWarning("--insecure: no encryption, nodes are who they say; for this machine alone");
   }
   const absl::Status status = ServeUntilStopped(*server, flags.exit_when_finished, stop_signals);
-  *store_failed = !server->core().health().ok();
+  *store_failed = !server->federation().health().ok();
   server->Shutdown(kShutdownGrace);
   return status;
 }

@@ -11,8 +11,10 @@
 #include <map>
 #include <string>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
 namespace fedge {
@@ -55,6 +57,14 @@ class NodeQuota {
   const NodeQuotaLimits limits_;
   std::map<std::string, Usage, std::less<>> nodes_;
   absl::Duration next_sweep_;
+};
+
+// One quota for all who share it, with a lock and a life of its own: streams may end after the
+// server.
+struct GuardedQuota {
+  explicit GuardedQuota(const NodeQuotaLimits& limits) : quota(limits) {}
+  absl::Mutex mutex;
+  NodeQuota quota ABSL_GUARDED_BY(mutex);
 };
 
 // How long to wait before asking again, from a refusal of NodeQuota; zero for other errors.

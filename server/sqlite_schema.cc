@@ -9,7 +9,7 @@ namespace fedge {
 namespace {
 
 constexpr int64_t kApplicationId = 0x46454447;  // "FEDG"
-constexpr int64_t kSchemaVersion = 6;
+constexpr int64_t kSchemaVersion = 7;
 constexpr int64_t kTablesVersion = 2;
 
 // Schema 2: what a new database starts with.
@@ -91,6 +91,13 @@ INSERT INTO contributions_by_round SELECT c.run_id, c.version, c.node_id, v.roun
   c.weight, c.wire_bytes FROM contributions c JOIN versions v USING(run_id, version);
 DROP TABLE contributions;
 ALTER TABLE contributions_by_round RENAME TO contributions;
+)sql",
+                                           R"sql(
+ALTER TABLE runs ADD COLUMN state INTEGER NOT NULL DEFAULT 0;  -- RunState
+ALTER TABLE runs ADD COLUMN by_operator INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE runs ADD COLUMN parent_run TEXT NOT NULL DEFAULT '';
+ALTER TABLE runs ADD COLUMN parent_version INTEGER;
+CREATE INDEX updates_by_node ON updates(node_id, when_us);
 )sql"};
 static_assert(std::size(kUpgrades) == kSchemaVersion - 1);
 

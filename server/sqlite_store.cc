@@ -1,4 +1,5 @@
-// Opening, runs, rounds, nodes. Versions: sqlite_versions.cc; updates: sqlite_updates.cc.
+// Opening, rounds. Runs: sqlite_runs.cc; versions: sqlite_versions.cc; updates: sqlite_updates.cc;
+// nodes: sqlite_nodes.cc.
 #include "server/sqlite_store.h"
 
 #include <utility>
@@ -20,6 +21,7 @@ absl::StatusOr<std::unique_ptr<SqliteStore>> SqliteStore::Open(const SqliteStore
   ASSIGN_OR_RETURN(store->db_, SqliteDb::Open(path));
   RETURN_IF_ERROR(store->db_->QuickCheck());
   RETURN_IF_ERROR(PrepareSchema(*store->db_, path));
+  RETURN_IF_ERROR(store->RemoveUnbornRuns(""));
   // A crash leaves blobs without a row, or rows that gave up their blobs before these went.
   RETURN_IF_ERROR(store->blobs_.Sweep(store->IsWanted()));
   return store;
@@ -41,50 +43,6 @@ absl::Status SqliteStore::CheckUsable() const {
 absl::Status SqliteStore::Commit(SqliteTransaction& transaction) {
   RETURN_IF_ERROR(transaction.Commit());
   return db_->CheckpointIfLarge();
-}
-
-absl::Status SqliteStore::CheckSameRun(const RunRecord& run, bool* exists) {
-  ASSIGN_OR_RETURN(SqliteStatement find,
-                   db_->Prepare("SELECT base_model, layout, seed FROM runs WHERE run_id=?"));
-  find.Bind(run.run_id);
-  ASSIGN_OR_RETURN(*exists, find.Step());
-  if (!*exists) return absl::OkStatus();
-  ASSIGN_OR_RETURN(const Digest base_model, find.DigestAt(0));
-  ASSIGN_OR_RETURN(const Digest layout, find.DigestAt(1));
-  const std::string what = absl::StrCat(options_.dir, ": run '", run.run_id, "' was started with ");
-  const absl::string_view remedy = "; take another run.id or state_dir";
-  if (base_model != run.base_model) {
-    return absl::FailedPreconditionError(absl::StrCat(what, "base model ", base_model.Hex(),
-                                                      ", not ", run.base_model.Hex(), remedy));
-  }
-  if (layout != run.layout) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(what, "another adapter shape (run.lora)", remedy));
-  }
-  if (find.Unsigned(2) != run.seed) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(what, "run.seed ", find.Unsigned(2), ", not ", run.seed, remedy));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status SqliteStore::OpenRun(const RunRecord& run) {
-  absl::MutexLock lock(&mutex_);
-  RETURN_IF_ERROR(CheckUsable());
-  bool exists = false;
-  RETURN_IF_ERROR(CheckSameRun(run, &exists));
-  ASSIGN_OR_RETURN(SqliteTransaction transaction, SqliteTransaction::Begin(*db_));
-  if (!exists) {
-    ASSIGN_OR_RETURN(SqliteStatement insert, db_->Prepare("INSERT INTO runs VALUES(?,?,?,?,?,?)"));
-    insert.Bind(run.run_id).Bind(run.base_model).Bind(run.layout).Bind(run.seed);
-    insert.BindBlob(run.config).Bind(absl::ToUnixMicros(run.created));
-    RETURN_IF_ERROR(Guard(insert.Run()));
-  } else {
-    ASSIGN_OR_RETURN(SqliteStatement update,
-                     db_->Prepare("UPDATE runs SET config=? WHERE run_id=?"));
-    RETURN_IF_ERROR(Guard(update.BindBlob(run.config).Bind(run.run_id).Run()));
-  }
-  return Guard(FEDGE_FAILPOINT_RUN("store.run.commit", Commit(transaction)));
 }
 
 absl::StatusOr<uint64_t> SqliteStore::LastRound(absl::string_view run) {
@@ -232,31 +190,6 @@ absl::StatusOr<bool> SqliteStore::IsServed(absl::string_view run, const Digest& 
       SqliteStatement query,
       db_->Prepare("SELECT 1 FROM versions WHERE encoded=? AND run_id=? AND pruned=0 LIMIT 1"));
   return query.Bind(digest).Bind(run).Step();
-}
-
-absl::Status SqliteStore::TouchNodes(absl::Span<const NodeRecord> nodes) {
-  if (nodes.empty()) return absl::OkStatus();
-  absl::MutexLock lock(&mutex_);
-  RETURN_IF_ERROR(CheckUsable());
-  ASSIGN_OR_RETURN(SqliteTransaction transaction, SqliteTransaction::Begin(*db_));
-  {
-    ASSIGN_OR_RETURN(SqliteStatement insert,
-                     db_->Prepare("INSERT INTO nodes VALUES(?1,?2,?2,?3) ON CONFLICT(node_id) DO "
-                                  "UPDATE SET last_seen_us=excluded.last_seen_us, "
-                                  "device=excluded.device"));
-    for (const NodeRecord& node : nodes) {
-      insert.Bind(node.node_id).Bind(absl::ToUnixMicros(node.last_seen)).BindBlob(node.device);
-      RETURN_IF_ERROR(Guard(insert.Run()));
-      insert.Reset();
-    }
-  }
-  return Guard(FEDGE_FAILPOINT_RUN("store.nodes.commit", Commit(transaction)));
-}
-
-absl::StatusOr<uint64_t> SqliteStore::CountNodes() {
-  absl::MutexLock lock(&mutex_);
-  ASSIGN_OR_RETURN(const int64_t count, db_->QueryInt("SELECT count(*) FROM nodes"));
-  return static_cast<uint64_t>(count);
 }
 
 }  // namespace fedge

@@ -10,6 +10,7 @@
 #include "absl/synchronization/mutex.h"
 #include "common/base/env.h"
 #include "server/blob_folder.h"
+#include "server/directory.h"
 #include "server/sqlite_db.h"
 #include "server/store.h"
 
@@ -24,7 +25,7 @@ struct SqliteStoreOptions {
 
 // One mutex around the connection: SQLite writes one at a time anyway. It is held during disk I/O
 // (but that of WriteUpdate), which is why no other lock of the server may be held around a call.
-class SqliteStore : public Store {
+class SqliteStore : public Store, public Directory {
  public:
   // DataLoss: damaged database (every page is read). FailedPrecondition: in use, or made by a newer
   // version. Also the codes of Env and SqliteDb. Blobs that no row names are removed. `env` must
@@ -33,6 +34,8 @@ class SqliteStore : public Store {
                                                            Env& env);
 
   absl::Status OpenRun(const RunRecord& run) override;
+  absl::StatusOr<RunState> GetRunState(absl::string_view run) override;
+  absl::Status SetRunState(absl::string_view run, RunState state) override;
   absl::StatusOr<std::optional<VersionRecord>> LatestVersion(absl::string_view run) override;
   absl::StatusOr<std::vector<VersionRecord>> ListVersions(absl::string_view run) override;
   absl::StatusOr<uint64_t> LastRound(absl::string_view run) override;
@@ -70,6 +73,13 @@ class SqliteStore : public Store {
   absl::Status TouchNodes(absl::Span<const NodeRecord> nodes) override;
   absl::StatusOr<uint64_t> CountNodes() override;
 
+  absl::StatusOr<std::vector<RunEntry>> ListRuns() override;
+  absl::StatusOr<std::vector<NodeEntry>> ListNodes(absl::string_view after,
+                                                   uint64_t limit) override;
+  absl::StatusOr<NodeEntry> FindNode(absl::string_view node) override;
+  absl::StatusOr<std::vector<NodeTaskEntry>> ListNodeTasks(absl::string_view node,
+                                                           uint64_t limit) override;
+
  private:
   SqliteStore(const SqliteStoreOptions& options, Env& env)
       : options_(options), blobs_(options.dir, /*durable=*/!options.in_memory, env) {}
@@ -80,6 +90,12 @@ class SqliteStore : public Store {
   absl::Status Commit(SqliteTransaction& transaction) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   absl::Status CheckSameRun(const RunRecord& run, bool* exists)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status RemoveUnbornRuns(absl::string_view run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status InsertRun(const RunRecord& run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status AddCounts(NodeEntry& node) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<std::vector<NodeEntry>> QueryNodes(absl::string_view condition,
+                                                    absl::string_view id, uint64_t limit)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<std::vector<RoundRecord>> QueryRounds(absl::string_view run,
                                                        absl::string_view condition)

@@ -24,6 +24,9 @@
 
 namespace fedge {
 
+enum class RunState { kRunning = 0, kPaused = 1, kStopped = 2, kFinished = 3 };
+absl::string_view RunStateName(RunState state);  // "paused"
+
 // What must stay the same for the whole life of a run, and its configuration for the record.
 struct RunRecord {
   std::string run_id;
@@ -32,6 +35,10 @@ struct RunRecord {
   uint64_t seed = 0;
   std::string config;  // serialized v1::ServerConfig
   absl::Time created;
+  bool by_operator = false;  // over AdminService, not in the server's configuration
+  // What it was cloned from, if so, and the version that its version 0 is, if one.
+  std::string parent_run;
+  std::optional<uint64_t> parent_version;
 };
 
 // Means over the devices that measured, of what they measured in one round.
@@ -109,9 +116,11 @@ class Store {
  public:
   virtual ~Store() = default;
 
-  // Creates the run or continues it. FailedPrecondition: it exists with another base model, layout
-  // or seed (names what differs).
+  // Creates the run or continues it; one that has no version yet is made anew. FailedPrecondition:
+  // it exists with another base model, layout or seed (names what differs).
   virtual absl::Status OpenRun(const RunRecord& run) = 0;
+  virtual absl::StatusOr<RunState> GetRunState(absl::string_view run) = 0;
+  virtual absl::Status SetRunState(absl::string_view run, RunState state) = 0;
   virtual absl::StatusOr<std::optional<VersionRecord>> LatestVersion(absl::string_view run) = 0;
   virtual absl::StatusOr<std::vector<VersionRecord>> ListVersions(absl::string_view run) = 0;
   virtual absl::StatusOr<uint64_t> LastRound(absl::string_view run) = 0;  // 0: none was started

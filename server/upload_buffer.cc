@@ -55,9 +55,25 @@ struct UploadBuffer::Part {
 
 UploadBuffer::UploadBuffer(absl::string_view dir, const UploadLimits& limits, Env& env,
                            Clock& clock)
-    : dir_(dir), limits_(limits), env_(env), clock_(clock) {}
+    : dir_(dir),
+      limits_(limits),
+      env_(env),
+      clock_(clock),
+      max_upload_bytes_(limits.max_upload_bytes),
+      lifetime_(limits.lifetime) {}
 
 UploadBuffer::~UploadBuffer() = default;
+
+void UploadBuffer::Allow(uint64_t max_upload_bytes, absl::Duration lifetime) {
+  absl::MutexLock lock(&mutex_);
+  max_upload_bytes_ = std::max(max_upload_bytes_, max_upload_bytes);
+  lifetime_ = std::max(lifetime_, lifetime);
+}
+
+uint64_t UploadBuffer::max_upload_bytes() {
+  absl::MutexLock lock(&mutex_);
+  return max_upload_bytes_;
+}
 
 absl::StatusOr<std::unique_ptr<UploadBuffer>> UploadBuffer::Open(absl::string_view dir,
                                                                  const UploadLimits& limits,
@@ -102,11 +118,11 @@ uint64_t UploadBuffer::CommittedBytes(const UploadKey& key) {
 }
 
 absl::Status UploadBuffer::CheckChunk(const UploadKey& key, uint64_t offset, absl::string_view data,
-                                      uint32_t crc32c) const {
-  if (key.size_bytes == 0 || key.size_bytes > limits_.max_upload_bytes) {
-    return absl::InvalidArgumentError(absl::StrCat("upload: announces ", key.size_bytes,
-                                                   " bytes, allowed are 1 to ",
-                                                   limits_.max_upload_bytes));
+                                      uint32_t crc32c) {
+  const uint64_t limit = max_upload_bytes();
+  if (key.size_bytes == 0 || key.size_bytes > limit) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("upload: announces ", key.size_bytes, " bytes, allowed are 1 to ", limit));
   }
   if (data.empty() || data.size() > limits_.max_chunk_bytes) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -213,7 +229,7 @@ absl::StatusOr<std::optional<std::string>> UploadBuffer::TakeIfWhole(const Uploa
 // The caller holds part->io.
 absl::StatusOr<std::string> UploadBuffer::Finish(
     const std::shared_ptr<Part>& part, const UploadKey& key) ABSL_NO_THREAD_SAFETY_ANALYSIS {
-  ASSIGN_OR_RETURN(std::string bytes, env_.ReadFile(part->path, limits_.max_upload_bytes));
+  ASSIGN_OR_RETURN(std::string bytes, env_.ReadFile(part->path, max_upload_bytes()));
   const absl::Status status = CheckWhole(key, bytes);
   if (status.ok()) return bytes;
   DropLocked(part);
@@ -244,7 +260,7 @@ void UploadBuffer::RemoveStale() {
     absl::MutexLock lock(&mutex_);
     const absl::Duration now = clock_.Monotonic();
     for (const auto& [name, part] : parts_) {
-      if (now - part->last_byte >= limits_.lifetime) stale.push_back(part);
+      if (now - part->last_byte >= lifetime_) stale.push_back(part);
     }
   }
   for (const std::shared_ptr<Part>& part : stale) Drop(part);

@@ -52,6 +52,10 @@ class UploadBuffer {
                                                             Clock& clock);
   ~UploadBuffer();
 
+  // Raises the limits to at least these: runs with larger updates or longer rounds share the
+  // buffer.
+  void Allow(uint64_t max_upload_bytes, absl::Duration lifetime);
+
   // How many bytes of the upload are held; 0 when it is unknown.
   uint64_t CommittedBytes(const UploadKey& key);
 
@@ -83,8 +87,9 @@ class UploadBuffer {
   struct Part;
   UploadBuffer(absl::string_view dir, const UploadLimits& limits, Env& env, Clock& clock);
 
+  uint64_t max_upload_bytes();
   absl::Status CheckChunk(const UploadKey& key, uint64_t offset, absl::string_view data,
-                          uint32_t crc32c) const;
+                          uint32_t crc32c);
   absl::Status AdoptParts();
   std::shared_ptr<Part> Find(const std::string& name);
   absl::StatusOr<std::shared_ptr<Part>> FindOrOpen(const std::string& name, const UploadKey& key);
@@ -94,10 +99,12 @@ class UploadBuffer {
   void DropLocked(const std::shared_ptr<Part>& part);  // the caller holds it
 
   const std::string dir_;
-  const UploadLimits limits_;
+  const UploadLimits limits_;  // but those two that Allow raises
   Env& env_;
   Clock& clock_;
   absl::Mutex mutex_;  // of the table; never held during disk I/O
+  uint64_t max_upload_bytes_ ABSL_GUARDED_BY(mutex_);
+  absl::Duration lifetime_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, std::shared_ptr<Part>> parts_ ABSL_GUARDED_BY(mutex_);
   uint64_t reserved_ ABSL_GUARDED_BY(mutex_) = 0;
 };

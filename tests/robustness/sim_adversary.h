@@ -26,6 +26,7 @@ class Adversary {
 
   Rng& rng() { return rng_; }
   bool Chance(double probability) { return active_ && rng_.Uniform() < probability; }
+  bool active() const { return active_; }
   // From now on nothing goes wrong.
   void Stop() { active_ = false; }
 

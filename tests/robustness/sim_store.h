@@ -22,6 +22,7 @@ struct SimDisk {
     RoundState state = RoundState::kOpen;
   };
   bool has_run = false;
+  RunState state = RunState::kRunning;
   std::map<uint64_t, Round> rounds;
   std::map<uint64_t, VersionRecord> versions;
   std::map<uint64_t, std::vector<Contribution>> contributions;  // by version
@@ -35,6 +36,10 @@ class SimStore : public Store {
 
   absl::Status OpenRun(const RunRecord&) override {
     return Write([&] { disk_.has_run = true; });
+  }
+  absl::StatusOr<RunState> GetRunState(absl::string_view) override { return disk_.state; }
+  absl::Status SetRunState(absl::string_view, RunState state) override {
+    return Write([&] { disk_.state = state; });
   }
   absl::StatusOr<std::optional<VersionRecord>> LatestVersion(absl::string_view) override {
     if (disk_.versions.empty()) return std::optional<VersionRecord>();

@@ -13,6 +13,7 @@
 #include "server/federation_core.h"
 #include "tests/robustness/sim_env.h"
 #include "tests/robustness/sim_model.h"
+#include "tests/robustness/sim_operator.h"
 #include "tests/server/tiny_run.h"
 
 namespace fedge::robustness {
@@ -51,7 +52,12 @@ RunPlan SimPlan(uint64_t seed) {
 class World {
  public:
   explicit World(uint64_t seed)
-      : adversary_(seed), plan_(SimPlan(seed)), env_(&adversary_), model_(plan_), devices_(kNodes) {
+      : adversary_(seed),
+        plan_(SimPlan(seed)),
+        env_(&adversary_),
+        model_(plan_),
+        operator_(seed),
+        devices_(kNodes) {
     for (uint64_t i = 0; i < kNodes; ++i) devices_[i].name = testing::NodeName(i);
   }
 
@@ -61,6 +67,7 @@ class World {
       In(adversary_.Delay(), [this, &device] { CheckIn(device); });
     }
     In(kTick, [this] { Tick(); });
+    In(operator_.Pause(), [this] { Operate(); });
     while (!events_.empty() && now() < kEnd && !Over()) {
       const Event event = std::move(const_cast<Event&>(events_.top()));
       events_.pop();
@@ -69,7 +76,8 @@ class World {
       event.act();
       if (core_ != nullptr && (adversary_.dead() || !core_->health().ok())) StopServer();
     }
-    result_.problem = model_.Check(disk_);
+    if (result_.problem.empty()) result_.problem = model_.Check(disk_);
+    if (result_.problem.empty()) result_.problem = operator_.CheckEnd(disk_);
     if (result_.problem.empty() && !Over()) result_.problem = "the run does not end (I10)";
     result_.versions = disk_.versions.size();
     for (const auto& [number, version] : disk_.versions)
@@ -165,6 +173,10 @@ class World {
     if (core_ != nullptr) core_->Tick();
     In(kTick, [this] { Tick(); });
   }
+  void Operate() {
+    if (core_ != nullptr) operator_.Act(*core_, adversary_, disk_);
+    In(operator_.Pause(), [this] { Operate(); });
+  }
 
   // The network. A request may be lost, come late, come twice; so may its answer.
   bool Reachable(const Device& device) { return now() >= device.cut_off_until; }
@@ -206,6 +218,7 @@ class World {
       if (core_ == nullptr) return;
       const auto response = core_->CheckIn(request);
       if (!response.ok() || adversary_.dead()) return;
+      if (result_.problem.empty()) result_.problem = operator_.Check(*response);
       Answer(device, call, [this, &device, response = *response] { OnCheckIn(device, response); });
     });
   }
@@ -326,6 +339,7 @@ class World {
   SimDisk disk_;
   SimEnv env_;
   SimModel model_;
+  SimOperator operator_;
   std::vector<Device> devices_;
   std::unique_ptr<FederationCore> core_;
   uint64_t life_ = 0;

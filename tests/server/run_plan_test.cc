@@ -486,11 +486,11 @@ TEST(RunPlanTest, NodesTrainTheRankTheyHave) {
   EXPECT_FALSE(IsPlannedSlice(*plan, 0, {SliceFactors::kBoth, 0, 2}));
   EXPECT_FALSE(IsPlannedSlice(*plan, 0, {SliceFactors::kB, 0, 1}));
   EXPECT_EQ(ErrorOf("run: {lora: {node_ranks: [{rank: 3, share: 0.5}]}}"),
-            "run.lora.node_ranks.rank: 3 is above 2");
+            "run.lora.node_ranks[0].rank: 3 is above 2");
   EXPECT_EQ(ErrorOf("run: {lora: {node_ranks: [{rank: 0, share: 0.5}]}}"),
-            "run.lora.node_ranks.rank: 0 is below 1");
+            "run.lora.node_ranks[0].rank: 0 is below 1");
   EXPECT_EQ(ErrorOf("run: {lora: {node_ranks: [{rank: 1}]}}"),
-            "run.lora.node_ranks: rank 1 needs either a share or below_memory_bytes");
+            "run.lora.node_ranks[0]: rank 1 needs either a share or below_memory_bytes");
   EXPECT_EQ(ErrorOf("run: {lora: {node_ranks: [{rank: 1, share: 0.6}, {rank: 2, share: 0.5}]}}"),
             "run.lora.node_ranks: the sum of shares: 1.1 is above 1");
   EXPECT_EQ(ErrorOf("run: {lora: {node_ranks: [{rank: 1, share: 0.5}]},"

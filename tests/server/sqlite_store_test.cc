@@ -27,7 +27,10 @@ RunRecord TheRun() {
                    .layout = Sha256Of("layout"),
                    .seed = 7,
                    .config = "",
-                   .created = At(0)};
+                   .created = At(0),
+                   .by_operator = false,
+                   .parent_run = "",
+                   .parent_version = std::nullopt};
 }
 
 absl::StatusOr<std::unique_ptr<SqliteStore>> Open(const TemporaryDir& dir,
@@ -35,10 +38,10 @@ absl::StatusOr<std::unique_ptr<SqliteStore>> Open(const TemporaryDir& dir,
   return SqliteStore::Open({.dir = dir.path(), .in_memory = false, .keep_versions = 2}, env);
 }
 
-std::unique_ptr<SqliteStore> OpenOrDie(const TemporaryDir& dir) {
+std::unique_ptr<SqliteStore> OpenOrDie(const TemporaryDir& dir, const RunRecord& run = TheRun()) {
   auto store = Open(dir);
   FEDGE_CHECK(store.ok(), store.status().message());
-  const absl::Status status = (*store)->OpenRun(TheRun());
+  const absl::Status status = (*store)->OpenRun(run);
   FEDGE_CHECK(status.ok(), status.message());
   return *std::move(store);
 }
@@ -213,6 +216,7 @@ TEST(SqliteStoreTest, RemembersNodes) {
 TEST(SqliteStoreTest, RefusesToContinueAnotherRun) {
   const TemporaryDir dir;
   auto store = OpenOrDie(dir);
+  ASSERT_TRUE(Publish(*store, 0).ok());
   EXPECT_TRUE(store->OpenRun(TheRun()).ok());
   RunRecord other = TheRun();
   other.base_model = Sha256Of("other base");
@@ -227,6 +231,30 @@ TEST(SqliteStoreTest, RefusesToContinueAnotherRun) {
   EXPECT_THAT(std::string(store->OpenRun(other).message()), HasSubstr("run.seed 7, not 8"));
   other.run_id = "second";
   EXPECT_TRUE(store->OpenRun(other).ok());
+}
+
+TEST(SqliteStoreTest, ARunWithoutAVersionIsNone) {
+  const TemporaryDir dir;
+  auto store = OpenOrDie(dir);
+  EXPECT_TRUE(store->ListRuns()->empty());
+  RunRecord other = TheRun();
+  other.seed = 8;
+  other.by_operator = true;
+  other.parent_run = "parent";
+  other.parent_version = 3;
+  ASSERT_TRUE(store->OpenRun(other).ok());  // nothing is lost
+  ASSERT_TRUE(Publish(*store, 0).ok());
+  ASSERT_TRUE(store->SetRunState(kRun, RunState::kPaused).ok());
+  store.reset();
+  store = OpenOrDie(dir, other);
+  const std::vector<RunEntry> runs = *store->ListRuns();
+  ASSERT_EQ(runs.size(), 1u);
+  EXPECT_EQ(runs[0].record.seed, 8u);
+  EXPECT_TRUE(runs[0].record.by_operator);
+  EXPECT_EQ(runs[0].record.parent_run, "parent");
+  EXPECT_EQ(runs[0].record.parent_version, 3u);
+  EXPECT_EQ(runs[0].state, RunState::kPaused);
+  EXPECT_EQ(store->GetRunState("nobody").status().code(), absl::StatusCode::kNotFound);
 }
 
 TEST(SqliteStoreTest, RefusesASecondServerOnTheSameFolder) {
@@ -276,7 +304,10 @@ TEST(SqliteStoreTest, TakesOverADatabaseOfAnyOlderSchema) {
       "digest BLOB NOT NULL, weight INTEGER NOT NULL, wire_bytes INTEGER NOT NULL,"
       "PRIMARY KEY(run_id, version, node_id)) WITHOUT ROWID;"
       "INSERT INTO before SELECT run_id, version, node_id, digest, weight, wire_bytes "
-      "FROM contributions; DROP TABLE contributions; ALTER TABLE before RENAME TO contributions"};
+      "FROM contributions; DROP TABLE contributions; ALTER TABLE before RENAME TO contributions",
+      "DROP INDEX updates_by_node; ALTER TABLE runs DROP COLUMN state;"
+      "ALTER TABLE runs DROP COLUMN by_operator; ALTER TABLE runs DROP COLUMN parent_run;"
+      "ALTER TABLE runs DROP COLUMN parent_version"};
   for (size_t schema = std::size(kBack); schema >= 1; --schema) {
     const TemporaryDir dir;
     {

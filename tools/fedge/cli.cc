@@ -37,6 +37,9 @@ void RegisterAll(CLI::App& app, CommandContext& context) {
   RegisterImport(app, context);
   RegisterQuantize(app, context);
   RegisterMakeModel(app, context);
+  RegisterRun(app, context);
+  RegisterNodes(app, context);
+  RegisterLogs(app, context);
 }
 
 }  // namespace

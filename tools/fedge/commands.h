@@ -20,6 +20,9 @@ void RegisterPretrain(CLI::App& app, CommandContext& context);
 void RegisterImport(CLI::App& app, CommandContext& context);
 void RegisterQuantize(CLI::App& app, CommandContext& context);
 void RegisterMakeModel(CLI::App& app, CommandContext& context);
+void RegisterRun(CLI::App& app, CommandContext& context);
+void RegisterNodes(CLI::App& app, CommandContext& context);
+void RegisterLogs(CLI::App& app, CommandContext& context);
 
 }  // namespace fedge
 

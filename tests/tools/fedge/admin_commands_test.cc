@@ -1,0 +1,221 @@
+// Operators' commands against a real server, through its socket.
+#include <sys/stat.h>
+
+#include "server/federation_server.h"
+#include "tests/server/temporary_dir.h"
+#include "tests/tools/fedge/fedge_fixture.h"
+
+namespace fedge {
+namespace {
+
+using testing::FedgeRun;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+class AdminCommandsTest : public testing::FedgeTest {
+ protected:
+  void SetUp() override {
+    FedgeTest::SetUp();
+    testing::TinyModelOptions other;
+    other.block_count = 1;
+    other.seed = 2;
+    testing::WriteTinyModel(absl::StrCat(dir_, "/other"), other);
+    config_.set_base_model(model_);
+    config_.set_state_dir(state_.path());  // a short path: it holds a socket
+    config_.set_listen("127.0.0.1:0");
+    config_.set_insecure(true);
+    config_.mutable_run()->set_nodes_per_round(2);
+    config_.mutable_run()->mutable_lora()->set_rank(2);
+    config_.mutable_run()->mutable_training()->set_length(32);
+    Start();
+  }
+  void Start() {
+    server_.reset();
+    auto server = FederationServer::Start(config_, {});
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+  }
+  FedgeRun Admin(std::vector<std::string> arguments) {
+    arguments.insert(arguments.end(),
+                     {"--server", absl::StrCat("unix:", state_.path(), "/admin.sock")});
+    return Run(arguments);
+  }
+  nlohmann::json Json(std::vector<std::string> arguments) {
+    arguments.insert(arguments.end(), {"--format", "json"});
+    const FedgeRun run = Admin(arguments);
+    EXPECT_EQ(run.code, 0) << run.err;
+    return run.Json();
+  }
+  std::string Write(const std::string& name, const std::string& text) {
+    const std::string path = absl::StrCat(dir_, "/", name);
+    EXPECT_TRUE(env_.WriteFileAtomic(path, text).ok());
+    return path;
+  }
+  std::string RunFile(const std::string& id) {
+    return Write(id + ".yaml", absl::StrCat("base_model: other/tiny.gguf\n"
+                                            "run:\n"
+                                            "  id: ",
+                                            id,
+                                            "\n"
+                                            "  rounds: 3\n"
+                                            "  nodes_per_round: 1\n"
+                                            "  lora: {rank: 2}\n"
+                                            "  training: {length: 32}\n"));
+  }
+  void CheckIn(const std::string& node, const std::string& run) {
+    v1::CheckInRequest request;
+    request.set_node_id(node);
+    request.set_base_model_sha256(server_->federation().Find(run)->plan().base_model.Raw());
+    request.mutable_device()->set_tokens_per_second(12.5);
+    ASSERT_TRUE(server_->federation().CheckIn(request).ok());
+  }
+
+  testing::TemporaryDir state_;
+  v1::ServerConfig config_;
+  std::unique_ptr<FederationServer> server_;
+};
+
+TEST_F(AdminCommandsTest, ARunsLifeThroughTheSocket) {
+  const FedgeRun created = Admin({"run", "create", RunFile("second")});
+  EXPECT_EQ(created.code, 0) << created.err;
+  EXPECT_EQ(created.out,
+            "created run 'second' running, version 0 of 3, round 1: waiting for nodes\n");
+  EXPECT_THAT(Admin({"run", "create", RunFile("second")}).out, HasSubstr("was created before"));
+  CheckIn("n1", "second");
+  EXPECT_EQ(Admin({"run", "pause", "second"}).out,
+            "run 'second' paused, version 0 of 3, round 1: 0 of 1 accepted, 1 pending\n");
+  Start();  // paused runs stay so
+  nlohmann::json runs = Json({"run", "list"})["runs"];
+  ASSERT_EQ(runs.size(), 2u);
+  EXPECT_EQ(runs[0]["run_id"], "default");
+  EXPECT_EQ(runs[1]["run_id"], "second");
+  EXPECT_EQ(runs[1]["state"], "paused");
+  EXPECT_EQ(runs[1]["base_model"], absl::StrCat(dir_, "/other/tiny.gguf"));
+  EXPECT_EQ(Json({"run", "resume", "second"})["state"], "running");
+  EXPECT_EQ(Json({"run", "stop", "second"})["state"], "stopped");
+  EXPECT_EQ(Json({"run", "stop", "second"})["state"], "stopped");
+  const FedgeRun resumed = Admin({"run", "resume", "second"});
+  EXPECT_EQ(resumed.code, 4);
+  EXPECT_TRUE(resumed.IsOneErrorLine()) << resumed.err;
+  const FedgeRun watched = Admin({"run", "watch", "second"});
+  EXPECT_EQ(watched.code, 0) << watched.err;
+  EXPECT_EQ(watched.out, "run 'second' stopped, version 0 of 3\n");
+}
+
+TEST_F(AdminCommandsTest, ClonesWithChanges) {
+  ASSERT_EQ(Admin({"run", "create", RunFile("second")}).code, 0);
+  const std::string changes = Write("changes.yaml", "run: {rounds: 9, lora: {init: zero-b}}\n");
+  const nlohmann::json clone = Json(
+      {"run", "clone", "second", "--id", "third", "--config", changes, "--from-version", "latest"});
+  EXPECT_EQ(clone["run"]["parent_run"], "second");
+  EXPECT_EQ(clone["run"]["parent_version"], 0);
+  EXPECT_EQ(clone["run"]["rounds"], 9);
+  const nlohmann::json shown = Json({"run", "show", "third"});
+  EXPECT_EQ(shown["file"]["run"]["id"], "third");
+  EXPECT_EQ(shown["file"]["run"]["lora"]["rank"], 2);
+  EXPECT_EQ(shown["file"]["run"]["nodes_per_round"], 1);
+  EXPECT_EQ(shown["versions"].size(), 1u);
+  EXPECT_THAT(Admin({"run", "show", "third"}).out,
+              HasSubstr("cloned from run 'second', version 0"));
+  // The run of the server's own configuration can be cloned, too.
+  EXPECT_EQ(Admin({"run", "clone", "default", "--id", "fourth"}).code, 0);
+  const FedgeRun bad =
+      Admin({"run", "clone", "second", "--id", "x", "--config",
+             Write("bad.yaml", "run:\n  lora:\n    rank: 3\n"), "--from-version", "0"});
+  EXPECT_EQ(bad.code, 4);
+  EXPECT_THAT(bad.err, HasSubstr("bad.yaml:2:3: run.lora: version 0 of run 'second'"));
+}
+
+TEST_F(AdminCommandsTest, BadRunFilesNameTheLineAndStoreNothing) {
+  const auto error = [&](const std::string& yaml) {
+    const FedgeRun run = Admin({"run", "create", Write("run.yaml", yaml)});
+    EXPECT_EQ(run.code, 2) << run.err;
+    EXPECT_TRUE(run.IsOneErrorLine()) << run.err;
+    return run.err;
+  };
+  EXPECT_THAT(error("run:\n  id: a\n  ronds: 3\n"), HasSubstr("run.yaml:3:3: run: unknown field"));
+  EXPECT_THAT(error("run:\n  id: a\n  rounds: many\n"), HasSubstr("run.yaml:3:11: run.rounds: "));
+  EXPECT_THAT(error("run:\n  id: a\n\n  rounds: 0\n"),
+              HasSubstr("run.yaml:4:3: run.rounds: 0 is below 1"));
+  EXPECT_THAT(error("run:\n  id: a\n  codec:\n    support: dense\n    link: wifi\n"),
+              HasSubstr("run.yaml:3:3: run.codec: a budget needs"));
+  EXPECT_THAT(error("run:\n  id: a\n  training:\n    length: 4096\n"),
+              HasSubstr("run.yaml:4:5: run.training.length: 4096 is above the base model's"));
+  EXPECT_THAT(error("base_model: ../x\nrun: {id: a}\n"), HasSubstr("run.yaml:1:1: base_model: "));
+  EXPECT_THAT(error("run:\n  rounds: 3\n"), HasSubstr("run.yaml:1:1: run.id: is required"));
+  EXPECT_EQ(Admin({"run", "create", absl::StrCat(dir_, "/none.yaml")}).code, 3);
+  EXPECT_EQ(Json({"run", "list"})["runs"].size(), 1u);
+}
+
+TEST_F(AdminCommandsTest, DryRunsCreateNothing) {
+  EXPECT_EQ(Admin({"run", "create", "--dry-run", RunFile("second")}).out,
+            "run 'second' can be created\n");
+  EXPECT_EQ(Json({"run", "list"})["runs"].size(), 1u);
+  server_.reset();
+  const FedgeRun alone = Admin({"run", "create", "--dry-run", RunFile("second")});
+  EXPECT_EQ(alone.code, 0);
+  EXPECT_THAT(alone.err, StartsWith("note: no server at "));
+  EXPECT_EQ(
+      Admin({"run", "create", "--dry-run", Write("bad.yaml", "run: {id: a, rounds: 0}\n")}).code,
+      2);
+}
+
+TEST_F(AdminCommandsTest, ShowsNodesAndEvents) {
+  CheckIn("n1", "default");
+  CheckIn("n2", "default");
+  const nlohmann::json nodes = Json({"nodes"});
+  ASSERT_EQ(nodes["nodes"].size(), 2u);
+  EXPECT_EQ(nodes["total"], 2);
+  EXPECT_EQ(nodes["nodes"][0]["node_id"], "n1");
+  EXPECT_EQ(nodes["nodes"][0]["device"]["tokens_per_second"], 12.5);
+  EXPECT_THAT(Admin({"nodes", "--limit", "1"}).out,
+              HasSubstr("1 of 2 nodes; the next with --after 'n1'"));
+  EXPECT_EQ(Json({"nodes", "--after", "n1"})["nodes"].size(), 1u);
+  EXPECT_EQ(Json({"nodes", "show", "n2"})["node"]["node_id"], "n2");
+  EXPECT_EQ(Admin({"nodes", "show", "n3"}).code, 3);
+  EXPECT_THAT(Admin({"logs"}).out, HasSubstr("round 1: started on version 0 with 2 nodes"));
+  EXPECT_THAT(Admin({"logs", "--format", "json", "--last", "1"}).Json()["kind"], "round-started");
+  EXPECT_EQ(Admin({"logs", "--run", "other"}).out, "");
+}
+
+TEST_F(AdminCommandsTest, TheSocketIsTheUsersOwnAndGoesWithTheServer) {
+  const std::string path = absl::StrCat(state_.path(), "/admin.sock");
+  struct stat info {};
+  ASSERT_EQ(stat(path.c_str(), &info), 0);
+  EXPECT_TRUE(S_ISSOCK(info.st_mode));
+  EXPECT_EQ(info.st_mode & 0777, 0600u);
+  server_.reset();
+  EXPECT_FALSE(env_.Exists(path));
+  const FedgeRun away = Admin({"run", "list"});
+  EXPECT_EQ(away.code, 6);
+  EXPECT_TRUE(away.IsOneErrorLine()) << away.err;
+  EXPECT_THAT(away.err, HasSubstr("start fedge-server"));
+  // What a server that was killed left behind does not hinder the next one.
+  ASSERT_TRUE(env_.WriteFileAtomic(path, "").ok());
+  config_.set_admin_listen("off");
+  Start();
+  EXPECT_EQ(server_->admin_address(), "");
+  EXPECT_EQ(Admin({"run", "list"}).code, 6);
+}
+
+TEST_F(AdminCommandsTest, HelpHasExamples) {
+  for (const std::vector<std::string>& command : {std::vector<std::string>{"run", "create"},
+                                                  {"run", "clone"},
+                                                  {"run", "watch"},
+                                                  {"run", "pause"},
+                                                  {"run", "stop"},
+                                                  {"run", "list"},
+                                                  {"nodes"},
+                                                  {"nodes", "show"},
+                                                  {"logs"}}) {
+    std::vector<std::string> arguments = command;
+    arguments.push_back("--help");
+    const FedgeRun help = Run(arguments);
+    EXPECT_EQ(help.code, 0);
+    EXPECT_THAT(help.out, HasSubstr("Example:\n  fedge ")) << command.back();
+    EXPECT_THAT(help.out, HasSubstr("--format")) << command.back();
+  }
+}
+
+}  // namespace
+}  // namespace fedge

@@ -1,0 +1,48 @@
+// The calls of AdminService as the commands make them: one attempt each, errors with their remedy.
+#ifndef FEDGE_TOOLS_FEDGE_GRPC_ADMIN_LINK_H_
+#define FEDGE_TOOLS_FEDGE_GRPC_ADMIN_LINK_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "fedge/v1/admin.pb.h"
+
+namespace fedge {
+
+// Not thread-safe. Codes are the server's; Unavailable when none answers.
+class AdminLink {
+ public:
+  // `server`: "unix:PATH" or "HOST:PORT". Unavailable names it and says what to look at.
+  static absl::StatusOr<std::unique_ptr<AdminLink>> Connect(const std::string& server);
+  ~AdminLink();
+
+  absl::StatusOr<v1::RunCreateResponse> RunCreate(const v1::RunCreateRequest& request);
+  absl::StatusOr<v1::RunCreateResponse> RunClone(const v1::RunCloneRequest& request);
+  absl::StatusOr<v1::RunListResponse> RunList(const v1::RunListRequest& request);
+  absl::StatusOr<v1::RunShowResponse> RunShow(const v1::RunShowRequest& request);
+  absl::StatusOr<v1::RunInfo> RunPause(const v1::RunRef& request);
+  absl::StatusOr<v1::RunInfo> RunResume(const v1::RunRef& request);
+  absl::StatusOr<v1::RunInfo> RunStop(const v1::RunRef& request);
+  absl::StatusOr<v1::NodeListResponse> NodeList(const v1::NodeListRequest& request);
+  absl::StatusOr<v1::NodeShowResponse> NodeShow(const v1::NodeShowRequest& request);
+
+  // Streams: until `take` returns false, `interrupted` (may be empty) true, or the server ends it.
+  // OK in all three cases.
+  absl::Status RunWatch(const v1::RunRef& request, absl::FunctionRef<bool(const v1::RunInfo&)> take,
+                        const std::function<bool()>& interrupted);
+  absl::Status Logs(const v1::LogsRequest& request, absl::FunctionRef<bool(const v1::Event&)> take,
+                    const std::function<bool()>& interrupted);
+
+ private:
+  struct State;
+  explicit AdminLink(std::unique_ptr<State> state);
+  const std::unique_ptr<State> state_;
+};
+
+}  // namespace fedge
+
+#endif  // FEDGE_TOOLS_FEDGE_GRPC_ADMIN_LINK_H_
