@@ -89,7 +89,7 @@ void ThreadPool::RunShare(uint32_t generation) {
     const uint32_t index = FirstOf(ticket) + (takes_last ? left - 1 : 0);
     const uint64_t one_less = ticket - (uint64_t{1} << 16) + (takes_last ? 0 : 1);
     if (!ticket_.compare_exchange_weak(ticket, one_less)) continue;
-    (*fn)(index);
+    RunIndex(*fn, index);
     if (done_.fetch_add(1) + 1 == count && caller_sleeps_.load()) {
       absl::MutexLock lock(&mutex_);
       finished_.Signal();
@@ -100,7 +100,7 @@ void ThreadPool::RunShare(uint32_t generation) {
 
 void ThreadPool::ParallelFor(int64_t count, const Function& fn) {
   if (workers_.empty() || count <= 1) {
-    for (int64_t i = 0; i < count; ++i) fn(i);
+    for (int64_t i = 0; i < count; ++i) RunIndex(fn, i);
     return;
   }
   if (count <= kMaxCount) return RunLoop(count, fn);

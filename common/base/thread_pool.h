@@ -16,6 +16,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "common/base/work_gate.h"
 
 namespace fedge {
 
@@ -33,6 +34,11 @@ class ThreadPool {
   // done. One ParallelFor at a time per pool; fn must not call back into the same pool.
   void ParallelFor(int64_t count, const std::function<void(int64_t)>& fn);
 
+  // From now on each index waits at `gate` (borrowed; null: none). Where it is closed indices count
+  // as done without a call of fn: loops end at once, and what they computed is worthless, which
+  // their caller learns from the gate. Not while a loop runs.
+  void set_gate(WorkGate* gate) { gate_ = gate; }
+
   // The number of processors this process may run on, at least 1.
   static int AvailableProcessors();
 
@@ -46,6 +52,9 @@ class ThreadPool {
   // Waits for a loop other than `seen`; false when the pool is stopping.
   bool AwaitLoop(uint32_t seen, uint32_t& generation);
   void AwaitDone(uint32_t count);
+  void RunIndex(const Function& fn, int64_t index) {
+    if (gate_ == nullptr || gate_->Pass()) fn(index);
+  }
 
   // The loop's number in the high half, the indices left in the low half: an index is taken only
   // while its loop is the current one, so that a worker that comes late harms nothing.
@@ -58,6 +67,7 @@ class ThreadPool {
   std::atomic<bool> caller_sleeps_{false};
   std::atomic<bool> stopping_{false};
   bool spin_ = true;
+  WorkGate* gate_ = nullptr;
 
   absl::Mutex mutex_;
   absl::CondVar wake_ ABSL_GUARDED_BY(mutex_);

@@ -299,9 +299,14 @@ std::vector<float> Transformer::Engine::Logits(const float* x) {
 
 Transformer::Transformer(std::shared_ptr<const BaseModel> model, ThreadPool* pool,
                          const TransformerOptions& options)
-    : model_(std::move(model)) {
+    : model_(std::move(model)), pool_(pool) {
   FEDGE_CHECK(model_ != nullptr && pool != nullptr);
-  engine_ = std::make_unique<Engine>(*model_, pool, options);
+  set_options(options);
+}
+
+void Transformer::set_options(const TransformerOptions& options) {
+  engine_.reset();  // the old scratch goes first
+  engine_ = std::make_unique<Engine>(*model_, pool_, options);
 }
 
 Transformer::~Transformer() = default;

@@ -86,6 +86,8 @@ class Transformer {
 
   const BaseModel& model() const { return *model_; }
 
+  // As constructed anew with these.
+  void set_options(const TransformerOptions& options);
   // Of the products with the frozen weights in LossAndGradient.
   void set_training_precision(Precision precision) { training_precision_ = precision; }
 
@@ -122,6 +124,7 @@ class Transformer {
  private:
   class Engine;  // scratch memory and the passes over it
   std::shared_ptr<const BaseModel> model_;
+  ThreadPool* pool_;
   std::unique_ptr<Engine> engine_;
   Precision training_precision_ = Precision::kFloat32;
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "common/training/block_moments.cc"
@@ -180,6 +181,17 @@ HWY_EXPORT(RunBlockStep);
 
 int64_t Blocks(int64_t size) { return (size + BlockMoments::kBlock - 1) / BlockMoments::kBlock; }
 
+template <class T>
+absl::string_view BytesOf(const std::vector<T>& values) {
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
+}
+
+template <class T>
+void ReadInto(ByteReader& reader, std::vector<T>& values) {
+  const absl::string_view bytes = reader.ReadBytes(values.size() * sizeof(T));
+  if (!bytes.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
+}
+
 float MagnitudeOf(uint32_t code, uint32_t offset_bits, float offset) {
   return std::bit_cast<float>((code << kCodeShift) + offset_bits) - offset;
 }
@@ -213,6 +225,24 @@ void BlockMoments::Step(const AdamWScalars& scalars, int64_t step, const float* 
 
 int64_t BlockMoments::Bytes(int64_t size) {
   return 2 * size + 2 * Blocks(size) * static_cast<int64_t>(sizeof(float));
+}
+
+void BlockMoments::Write(ByteWriter& writer) const {
+  writer.WriteBytes(BytesOf(m_));
+  writer.WriteBytes(BytesOf(v_));
+  writer.WriteBytes(BytesOf(m_scale_));
+  writer.WriteBytes(BytesOf(v_scale_));
+}
+
+bool BlockMoments::Read(ByteReader& reader) {
+  if (reader.remaining() < static_cast<uint64_t>(Bytes(static_cast<int64_t>(m_.size())))) {
+    return false;
+  }
+  ReadInto(reader, m_);
+  ReadInto(reader, v_);
+  ReadInto(reader, m_scale_);
+  ReadInto(reader, v_scale_);
+  return true;
 }
 
 std::vector<float> BlockMoments::FirstMoment() const {

@@ -14,6 +14,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/base/byte_io.h"
+
 namespace fedge {
 
 // The scalars of one AdamW step.
@@ -38,6 +40,9 @@ class BlockMoments {
   void Step(const AdamWScalars& scalars, int64_t step, const float* gradient, float* values);
 
   static int64_t Bytes(int64_t size);
+  // Codes and scales, Bytes(size) of them; Read: false, and nothing changed, when fewer are left.
+  void Write(ByteWriter& writer) const;
+  bool Read(ByteReader& reader);
 
   // The moments as the next step will see them.
   std::vector<float> FirstMoment() const;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <numbers>
 #include <utility>
 
@@ -129,6 +130,32 @@ void AdamW::Restore(int64_t steps, absl::Span<const float> first_moment,
   steps_ = steps;
   std::copy(first_moment.begin(), first_moment.end(), m_.begin());
   std::copy(second_moment.begin(), second_moment.end(), v_.begin());
+}
+
+void AdamW::Write(ByteWriter& writer) const {
+  writer.Write<int32_t>(options_.moment_bits);
+  writer.Write(size_);
+  writer.Write(steps_);
+  for (const BlockMoments& block : blocks_) block.Write(writer);
+  for (const std::vector<float>* moment : {&m_, &v_}) {
+    writer.WriteBytes(
+        {reinterpret_cast<const char*>(moment->data()), moment->size() * sizeof(float)});
+  }
+}
+
+bool AdamW::Read(ByteReader& reader) {
+  const auto bits = reader.Read<int32_t>();
+  const auto size = reader.Read<int64_t>();
+  steps_ = reader.Read<int64_t>();
+  if (!reader.ok() || bits != options_.moment_bits || size != size_ || steps_ < 0) return false;
+  for (BlockMoments& block : blocks_) {
+    if (!block.Read(reader)) return false;
+  }
+  for (std::vector<float>* moment : {&m_, &v_}) {
+    const absl::string_view bytes = reader.ReadBytes(moment->size() * sizeof(float));
+    if (!bytes.empty()) std::memcpy(moment->data(), bytes.data(), bytes.size());
+  }
+  return reader.ok();
 }
 
 int64_t AdamW::StateBytes(int64_t size, int moment_bits) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "common/base/byte_io.h"
 #include "common/training/block_moments.h"
 
 namespace fedge {
@@ -42,6 +43,11 @@ class AdamW {
   absl::Span<const float> second_moment() const { return v_; }
   void Restore(int64_t steps, absl::Span<const float> first_moment,
                absl::Span<const float> second_moment);
+
+  // The whole state, whatever the moments' bits. Read: false when the bytes are not those of an
+  // object with the same groups and bits; the state is then unspecified.
+  void Write(ByteWriter& writer) const;
+  bool Read(ByteReader& reader);
 
   // What the moments of `size` parameters take (a group's last block of bytes may be short).
   static int64_t StateBytes(int64_t size, int moment_bits);

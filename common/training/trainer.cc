@@ -2,14 +2,19 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/byte_io.h"
+#include "common/base/digest.h"
 #include "common/base/rng.h"
 #include "common/base/status.h"
 
 namespace fedge {
 namespace {
+
+constexpr uint32_t kStateMagic = 0x31544446;  // "FDT1"
 
 absl::Status CheckOptions(const TrainOptions& options) {
   if (options.steps < 1 || options.batch_size < 1 || options.length < 2) {
@@ -62,49 +67,13 @@ std::vector<Example> Trainable(const std::vector<Example>& examples) {
   return result;
 }
 
-// The trained coordinates of the adapter, next to each other, and their optimizer.
-class SlicedOptimizer {
- public:
-  SlicedOptimizer(SliceLayout layout, const TrainOptions& options)
-      : layout_(std::move(layout)),
-        adamw_(FactorGroups(layout_, options.lora_plus_ratio), options.adamw),
-        clip_norm_(options.clip_norm) {
-    if (layout_.whole()) return;
-    gradient_.resize(static_cast<size_t>(layout_.size()));
-    values_.resize(gradient_.size());
+std::vector<ParameterGroup> FactorGroups(const SliceLayout& layout, float lora_plus_ratio) {
+  std::vector<ParameterGroup> groups;
+  for (const SliceRun& run : layout.runs()) {
+    groups.push_back({run.size, run.is_b ? lora_plus_ratio : 1.0f});
   }
-
-  // Returns the norm of the slice's gradient before it was clipped; when that is not finite, no
-  // step was made. `gradient` is used up.
-  double Step(absl::Span<float> gradient, float rate, absl::Span<float> values) {
-    if (layout_.whole()) return ClipAndStep(gradient, rate, values);
-    layout_.Gather(gradient, absl::MakeSpan(gradient_));
-    layout_.Gather(values, absl::MakeSpan(values_));
-    const double norm = ClipAndStep(absl::MakeSpan(gradient_), rate, absl::MakeSpan(values_));
-    layout_.Scatter(values_, values);
-    return norm;
-  }
-
- private:
-  static std::vector<ParameterGroup> FactorGroups(const SliceLayout& layout,
-                                                  float lora_plus_ratio) {
-    std::vector<ParameterGroup> groups;
-    for (const SliceRun& run : layout.runs()) {
-      groups.push_back({run.size, run.is_b ? lora_plus_ratio : 1.0f});
-    }
-    return groups;
-  }
-  double ClipAndStep(absl::Span<float> gradient, float rate, absl::Span<float> values) {
-    const double norm = ClipByGlobalNorm(clip_norm_, gradient);
-    if (std::isfinite(norm)) adamw_.Step(gradient, rate, values);
-    return norm;
-  }
-
-  SliceLayout layout_;
-  AdamW adamw_;
-  double clip_norm_;
-  std::vector<float> gradient_, values_;  // of the slice; unused for the whole
-};
+  return groups;
+}
 
 // Rows [first, first + rows) of `batch`, without the columns after their last target: nothing
 // learns from those.
@@ -154,57 +123,151 @@ absl::Status NotFinite(absl::string_view what, int64_t step, float learning_rate
                                           "; lower the learning rate or the clip norm"));
 }
 
+absl::string_view BytesOf(absl::Span<const float> values) {
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)};
+}
+
 }  // namespace
+
+AdapterTraining::AdapterTraining(const TrainOptions& options, BatchSampler sampler,
+                                 SliceLayout layout)
+    : options_(options),
+      sampler_(std::move(sampler)),
+      layout_(std::move(layout)),
+      adamw_(FactorGroups(layout_, options.lora_plus_ratio), options.adamw) {
+  if (layout_.whole()) return;
+  slice_gradient_.resize(static_cast<size_t>(layout_.size()));
+  slice_values_.resize(slice_gradient_.size());
+}
+
+absl::StatusOr<AdapterTraining> AdapterTraining::Create(const BaseModel& model,
+                                                        const std::vector<Example>& examples,
+                                                        const TrainOptions& options,
+                                                        const LoraAdapter& adapter) {
+  RETURN_IF_ERROR(CheckOptions(options));
+  RETURN_IF_ERROR(model.CheckAdapter(adapter.spec()));
+  std::vector<Example> trainable = Trainable(examples);
+  const auto num_examples = static_cast<int64_t>(trainable.size());
+  if (trainable.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("none of the ", examples.size(), " examples has a token to train on"));
+  }
+  ASSIGN_OR_RETURN(SliceLayout layout, SliceLayout::Create(adapter.spec(), options.slice));
+  BatchSampler sampler(std::move(trainable), options.batch_size, options.length,
+                       Rng::Stream(options.seed, "batches"), options.completion_weight);
+  AdapterTraining training(options, std::move(sampler), std::move(layout));
+  training.result_.num_examples = num_examples;
+  training.gradient_.resize(adapter.values().size());
+  if (options.proximal_mu > 0) {
+    training.start_.assign(adapter.values().begin(), adapter.values().end());
+  }
+  return training;
+}
+
+absl::StatusOr<TrainProgress> AdapterTraining::Step(Transformer& transformer,
+                                                    const std::function<bool()>& interrupted,
+                                                    LoraAdapter& adapter) {
+  FEDGE_CHECK(!done() && adapter.values().size() == gradient_.size());
+  transformer.set_training_precision(options_.precision);
+  const int64_t step = step_ + 1;
+  if (!batch_) batch_ = sampler_.Next();
+  Dropout dropout;
+  dropout.rate = options_.lora_dropout;
+  dropout.seed = Rng::Stream(options_.seed, "dropout", static_cast<uint64_t>(step)).Next();
+  const LossSum loss = AccumulateGradient(transformer, *batch_, options_.micro_batch, adapter,
+                                          dropout, absl::MakeSpan(gradient_));
+  if (interrupted && interrupted()) {
+    return absl::CancelledError(absl::StrCat("stopped after step ", step_));
+  }
+  const float rate = options_.learning_rate.At(step_);
+  if (!std::isfinite(loss.nats)) return NotFinite("loss", step, rate);
+  if (!start_.empty()) {
+    AddProximalGradient(options_.proximal_mu, adapter.values(), start_, absl::MakeSpan(gradient_));
+  }
+  const double norm = StepOptimizer(rate, adapter.values());
+  if (!std::isfinite(norm)) return NotFinite("gradient", step, rate);
+
+  batch_.reset();
+  step_ = step;
+  result_.num_tokens += loss.num_tokens;
+  result_.last_loss = loss.mean();
+  if (step == 1) result_.first_loss = loss.mean();
+  loss_sum_ += loss.mean();
+  return TrainProgress{step, options_.steps, loss.mean(), norm, result_.num_tokens};
+}
+
+double AdapterTraining::StepOptimizer(float rate, absl::Span<float> values) {
+  const bool whole = layout_.whole();
+  if (!whole) {
+    layout_.Gather(gradient_, absl::MakeSpan(slice_gradient_));
+    layout_.Gather(values, absl::MakeSpan(slice_values_));
+  }
+  const absl::Span<float> gradient = absl::MakeSpan(whole ? gradient_ : slice_gradient_);
+  const double norm = ClipByGlobalNorm(options_.clip_norm, gradient);
+  if (!std::isfinite(norm)) return norm;
+  adamw_.Step(gradient, rate, whole ? values : absl::MakeSpan(slice_values_));
+  if (!whole) layout_.Scatter(slice_values_, values);
+  return norm;
+}
+
+TrainResult AdapterTraining::result() const {
+  TrainResult result = result_;
+  if (step_ > 0) result.mean_loss = loss_sum_ / static_cast<double>(step_);
+  return result;
+}
+
+std::string AdapterTraining::Serialize(const LoraAdapter& adapter) const {
+  ByteWriter writer;
+  writer.Write(kStateMagic);
+  writer.Write(step_);
+  writer.Write(loss_sum_);
+  writer.Write(result_.first_loss);
+  writer.Write(result_.last_loss);
+  writer.Write(result_.num_tokens);
+  writer.WriteBytes(BytesOf(adapter.values()));
+  adamw_.Write(writer);
+  writer.Write(Crc32c(writer.bytes()));
+  return std::move(writer).Take();
+}
+
+absl::Status AdapterTraining::Restore(absl::string_view bytes, LoraAdapter& adapter) {
+  const absl::Status damaged =
+      absl::DataLossError("training state: damaged, or of another adapter or optimizer");
+  if (bytes.size() < 2 * sizeof(uint32_t)) return damaged;
+  const absl::string_view body = bytes.substr(0, bytes.size() - sizeof(uint32_t));
+  if (ByteReader(bytes.substr(body.size())).Read<uint32_t>() != Crc32c(body)) return damaged;
+  ByteReader reader(body);
+  if (reader.Read<uint32_t>() != kStateMagic) return damaged;
+  const auto step = reader.Read<int64_t>();
+  loss_sum_ = reader.Read<double>();
+  result_.first_loss = reader.Read<double>();
+  result_.last_loss = reader.Read<double>();
+  result_.num_tokens = reader.Read<int64_t>();
+  const absl::Span<float> values = adapter.values();
+  const absl::string_view held = reader.ReadBytes(values.size() * sizeof(float));
+  if (!reader.ok() || step < step_ || step > options_.steps || !adamw_.Read(reader) ||
+      reader.remaining() != 0) {
+    return damaged;
+  }
+  std::memcpy(values.data(), held.data(), held.size());
+  for (; step_ < step; ++step_) sampler_.Next();
+  return absl::OkStatus();
+}
 
 absl::StatusOr<TrainResult> TrainAdapter(Transformer& transformer,
                                          const std::vector<Example>& examples,
                                          const TrainOptions& options,
                                          const std::function<bool(const TrainProgress&)>& on_step,
                                          LoraAdapter& adapter) {
-  RETURN_IF_ERROR(CheckOptions(options));
-  RETURN_IF_ERROR(transformer.model().CheckAdapter(adapter.spec()));
-  transformer.set_training_precision(options.precision);
-  std::vector<Example> trainable = Trainable(examples);
-  TrainResult result;
-  result.num_examples = static_cast<int64_t>(trainable.size());
-  if (trainable.empty()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("none of the ", examples.size(), " examples has a token to train on"));
-  }
-  BatchSampler sampler(std::move(trainable), options.batch_size, options.length,
-                       Rng::Stream(options.seed, "batches"), options.completion_weight);
-  ASSIGN_OR_RETURN(SliceLayout layout, SliceLayout::Create(adapter.spec(), options.slice));
-  SlicedOptimizer optimizer(std::move(layout), options);
-  std::vector<float> gradient(adapter.values().size());
-  std::vector<float> start;  // only of a proximal term
-  if (options.proximal_mu > 0) start.assign(adapter.values().begin(), adapter.values().end());
-  double loss_sum = 0;
-  for (int64_t step = 1; step <= options.steps; ++step) {
-    const Batch batch = sampler.Next();
-    Dropout dropout;
-    dropout.rate = options.lora_dropout;
-    dropout.seed = Rng::Stream(options.seed, "dropout", static_cast<uint64_t>(step)).Next();
-    const LossSum loss = AccumulateGradient(transformer, batch, options.micro_batch, adapter,
-                                            dropout, absl::MakeSpan(gradient));
-    const float rate = options.learning_rate.At(step - 1);
-    if (!std::isfinite(loss.nats)) return NotFinite("loss", step, rate);
-    if (!start.empty()) {
-      AddProximalGradient(options.proximal_mu, adapter.values(), start, absl::MakeSpan(gradient));
-    }
-    const double norm = optimizer.Step(absl::MakeSpan(gradient), rate, adapter.values());
-    if (!std::isfinite(norm)) return NotFinite("gradient", step, rate);
-
-    result.num_tokens += loss.num_tokens;
-    result.last_loss = loss.mean();
-    if (step == 1) result.first_loss = loss.mean();
-    loss_sum += loss.mean();
-    result.mean_loss = loss_sum / static_cast<double>(step);
-    const TrainProgress progress{step, options.steps, loss.mean(), norm, result.num_tokens};
+  ASSIGN_OR_RETURN(AdapterTraining training,
+                   AdapterTraining::Create(transformer.model(), examples, options, adapter));
+  while (!training.done()) {
+    ASSIGN_OR_RETURN(const TrainProgress progress, training.Step(transformer, nullptr, adapter));
     if (on_step && !on_step(progress)) {
-      return absl::CancelledError(absl::StrCat("stopped after step ", step));
+      return absl::CancelledError(absl::StrCat("stopped after step ", progress.step));
     }
   }
-  return result;
+  return training.result();
 }
 
 }  // namespace fedge

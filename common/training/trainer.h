@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -52,6 +54,52 @@ struct TrainResult {
   double mean_loss = 0;
   int64_t num_tokens = 0;    // targets seen
   int64_t num_examples = 0;  // distinct training examples available (the averaging weight)
+};
+
+// A training step by step, which can end between two steps and go on in another process. Movable.
+class AdapterTraining {
+ public:
+  // `adapter` as it is before the first step. Codes as TrainAdapter's.
+  static absl::StatusOr<AdapterTraining> Create(const BaseModel& model,
+                                                const std::vector<Example>& examples,
+                                                const TrainOptions& options,
+                                                const LoraAdapter& adapter);
+
+  bool done() const { return step_ == options_.steps; }
+  int64_t step() const { return step_; }  // done so far
+
+  // `interrupted` (may be empty) is asked when the gradient is there: true, because the
+  // transformer's pool did not do its work (ThreadPool::set_gate), gives Cancelled and changes
+  // nothing. Other codes as TrainAdapter's.
+  absl::StatusOr<TrainProgress> Step(Transformer& transformer,
+                                     const std::function<bool()>& interrupted,
+                                     LoraAdapter& adapter);
+  TrainResult result() const;
+
+  // What the steps so far have made, `adapter` included, with a checksum: going on from it gives
+  // the same bytes as never having stopped. It says nothing of examples and options, which must be
+  // the same. DataLoss: damaged, or of another adapter, slice or optimizer; then neither this
+  // object nor the adapter is worth anything.
+  std::string Serialize(const LoraAdapter& adapter) const;
+  absl::Status Restore(absl::string_view bytes, LoraAdapter& adapter);
+
+ private:
+  AdapterTraining(const TrainOptions& options, BatchSampler sampler, SliceLayout layout);
+  // Returns the norm of the slice's gradient before it was clipped; when that is not finite, no
+  // step was made. The gradient is used up.
+  double StepOptimizer(float rate, absl::Span<float> values);
+
+  TrainOptions options_;
+  BatchSampler sampler_;
+  std::optional<Batch> batch_;  // of the next step, if it was begun
+  SliceLayout layout_;
+  AdamW adamw_;
+  int64_t step_ = 0;
+  double loss_sum_ = 0;
+  TrainResult result_;
+  std::vector<float> start_;                          // only of a proximal term
+  std::vector<float> gradient_;                       // of the whole adapter
+  std::vector<float> slice_gradient_, slice_values_;  // empty when the slice is the whole
 };
 
 // Trains `adapter` in place. `on_step` (may be empty) returns false to stop early (Cancelled).

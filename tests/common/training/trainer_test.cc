@@ -237,6 +237,89 @@ TEST_F(TrainerTest, TheFirstComponentsAreTrainedAsAnAdapterOfTheirRank) {
   EXPECT_LT(std::sqrt(difference / norm), 0.02);  // sums of another rank have another order
 }
 
+TEST_F(TrainerTest, GoesOnFromItsStateWithTheSameBytes) {
+  options_.steps = 6;
+  options_.lora_dropout = 0.1f;
+  ThreadPool pool(1);
+  Transformer transformer(model_, &pool);
+  for (const int moment_bits : {32, 8}) {
+    for (const SliceFactors factors : {SliceFactors::kBoth, SliceFactors::kB}) {
+      options_.adamw.moment_bits = moment_bits;
+      options_.slice.factors = factors;
+      LoraAdapter straight = NewAdapter();
+      const TrainResult expected = Train(straight).value();
+      LoraAdapter resumed = NewAdapter();
+      std::string state;
+      for (int64_t step = 0; step < options_.steps; ++step) {
+        LoraAdapter adapter = NewAdapter();
+        auto training = AdapterTraining::Create(*model_, examples_, options_, adapter);
+        ASSERT_TRUE(training.ok()) << training.status();
+        if (step > 0) {
+          ASSERT_TRUE(training->Restore(state, adapter).ok());
+        }
+        ASSERT_EQ(training->step(), step);
+        ASSERT_TRUE(training->Step(transformer, nullptr, adapter).ok());
+        state = training->Serialize(adapter);
+        resumed = adapter;
+        if (!training->done()) continue;
+        EXPECT_EQ(training->result().mean_loss, expected.mean_loss);
+        EXPECT_EQ(training->result().first_loss, expected.first_loss);
+        EXPECT_EQ(training->result().num_tokens, expected.num_tokens);
+        EXPECT_EQ(training->result().num_examples, expected.num_examples);
+      }
+      EXPECT_EQ(resumed.values(), straight.values()) << moment_bits;
+    }
+  }
+}
+
+TEST_F(TrainerTest, RefusesADamagedStateAndThatOfAnotherOptimizer) {
+  ThreadPool pool(1);
+  Transformer transformer(model_, &pool);
+  LoraAdapter adapter = NewAdapter();
+  auto training = AdapterTraining::Create(*model_, examples_, options_, adapter).value();
+  ASSERT_TRUE(training.Step(transformer, nullptr, adapter).ok());
+  const std::string state = training.Serialize(adapter);
+  for (const size_t place : {size_t{0}, size_t{5}, state.size() / 2, state.size() - 1}) {
+    std::string damaged = state;
+    damaged[place] = static_cast<char>(damaged[place] ^ 1);
+    auto other = AdapterTraining::Create(*model_, examples_, options_, adapter).value();
+    EXPECT_EQ(other.Restore(damaged, adapter).code(), absl::StatusCode::kDataLoss) << place;
+    EXPECT_FALSE(other.Restore(state.substr(0, place), adapter).ok()) << place;
+  }
+  options_.adamw.moment_bits = 8;
+  auto other = AdapterTraining::Create(*model_, examples_, options_, adapter).value();
+  EXPECT_EQ(other.Restore(state, adapter).code(), absl::StatusCode::kDataLoss);
+}
+
+TEST_F(TrainerTest, AStepWhoseWorkWasTurnedAwayChangesNothing) {
+  for (const int threads : {1, 2}) {
+    LoraAdapter straight = NewAdapter();
+    ASSERT_TRUE(Train(straight).ok());
+    ThreadPool pool(threads);
+    WorkGate gate;
+    Transformer transformer(model_, &pool);
+    LoraAdapter adapter = NewAdapter();
+    auto training = AdapterTraining::Create(*model_, examples_, options_, adapter).value();
+    while (!training.done()) {
+      if (training.step() == 3 && !gate.closed()) {
+        pool.set_gate(&gate);
+        gate.Close();
+        const std::string before = training.Serialize(adapter);
+        EXPECT_EQ(training
+                      .Step(
+                          transformer, [&] { return gate.closed(); }, adapter)
+                      .status()
+                      .code(),
+                  absl::StatusCode::kCancelled);
+        EXPECT_EQ(training.Serialize(adapter), before);
+        pool.set_gate(nullptr);
+      }
+      ASSERT_TRUE(training.Step(transformer, nullptr, adapter).ok());
+    }
+    EXPECT_EQ(adapter.values(), straight.values());
+  }
+}
+
 TEST_F(TrainerTest, StopsWhenAsked) {
   LoraAdapter adapter = NewAdapter();
   const absl::Status status =
