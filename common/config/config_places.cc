@@ -41,7 +41,12 @@ absl::Status ConfigPlaces::Locate(const absl::Status& error) const {
   if (error.ok() || descriptor_ == nullptr) return error;
   absl::string_view path = PathIn(error.message());
   const std::string first(path.substr(0, path.find_first_of(".[")));
-  if (descriptor_->FindFieldByName(first) == nullptr) return error;
+  const google::protobuf::FieldDescriptor* const field = descriptor_->FindFieldByName(first);
+  if (field == nullptr) return error;
+  // "run 'x' is not there" speaks of a run, not of the section of that name.
+  if (path == first && field->message_type() != nullptr && error.message()[path.size()] == ' ') {
+    return error;
+  }
   if (elsewhere_.find(path) != elsewhere_.end()) return error;
   for (;;) {
     const auto place = places_.find(path);
