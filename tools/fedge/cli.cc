@@ -40,6 +40,8 @@ void RegisterAll(CLI::App& app, CommandContext& context) {
   RegisterRun(app, context);
   RegisterNodes(app, context);
   RegisterLogs(app, context);
+  RegisterToken(app, context);
+  RegisterAuthority(app, context);
 }
 
 }  // namespace

@@ -46,6 +46,21 @@ absl::Status RunNodeShow(const NodesOptions& options, CommandContext& context) {
   return absl::OkStatus();
 }
 
+absl::Status RunNodeRevoke(const NodesOptions& options, CommandContext& context) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<AdminLink> link, AdminLink::Connect(options.server));
+  v1::NodeRevokeRequest request;
+  request.set_node_id(options.node_id);
+  ASSIGN_OR_RETURN(const v1::NodeRevokeResponse done, link->NodeRevoke(request));
+  if (options.format == OutputFormat::kJson) {
+    context.PrintJson(ProtoJson(done));
+  } else {
+    context.out() << "node '" << options.node_id
+                  << "' is let in no more; to take it back: fedge token create --node "
+                  << options.node_id << "\n";
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 void RegisterNodes(CLI::App& app, CommandContext& context) {
@@ -59,6 +74,18 @@ void RegisterNodes(CLI::App& app, CommandContext& context) {
   show->footer("Example:\n  fedge nodes show pi-17");
   context.AddCommand(show,
                      [show_options, &context] { return RunNodeShow(*show_options, context); });
+
+  auto revoke_options = std::make_shared<NodesOptions>();
+  CLI::App* const revoke =
+      nodes->add_subcommand("revoke", "Let a device in no more; what it is doing is cut off");
+  revoke->add_option("node", revoke_options->node_id, "The node's id")
+      ->required()
+      ->type_name("NODE");
+  AddServerOption(revoke, revoke_options->server);
+  AddFormatOption(revoke, revoke_options->format);
+  revoke->footer("Example:\n  fedge nodes revoke pi-17");
+  context.AddCommand(
+      revoke, [revoke_options, &context] { return RunNodeRevoke(*revoke_options, context); });
 
   auto options = std::make_shared<NodesOptions>();
   AddServerOption(nodes, options->server);

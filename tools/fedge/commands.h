@@ -23,6 +23,8 @@ void RegisterMakeModel(CLI::App& app, CommandContext& context);
 void RegisterRun(CLI::App& app, CommandContext& context);
 void RegisterNodes(CLI::App& app, CommandContext& context);
 void RegisterLogs(CLI::App& app, CommandContext& context);
+void RegisterToken(CLI::App& app, CommandContext& context);
+void RegisterAuthority(CLI::App& app, CommandContext& context);
 
 }  // namespace fedge
 

@@ -127,6 +127,11 @@ FEDGE_ADMIN_CALL(RunResume, RunRef, RunInfo)
 FEDGE_ADMIN_CALL(RunStop, RunRef, RunInfo)
 FEDGE_ADMIN_CALL(NodeList, NodeListRequest, NodeListResponse)
 FEDGE_ADMIN_CALL(NodeShow, NodeShowRequest, NodeShowResponse)
+FEDGE_ADMIN_CALL(NodeRevoke, NodeRevokeRequest, NodeRevokeResponse)
+FEDGE_ADMIN_CALL(TokenCreate, TokenCreateRequest, TokenCreateResponse)
+FEDGE_ADMIN_CALL(TokenList, TokenListRequest, TokenListResponse)
+FEDGE_ADMIN_CALL(TokenRevoke, TokenRevokeRequest, TokenRevokeResponse)
+FEDGE_ADMIN_CALL(AuthorityRotate, AuthorityRotateRequest, AuthorityRotateResponse)
 #undef FEDGE_ADMIN_CALL
 
 absl::Status AdminLink::RunWatch(const v1::RunRef& request,

@@ -29,6 +29,12 @@ class AdminLink {
   absl::StatusOr<v1::RunInfo> RunStop(const v1::RunRef& request);
   absl::StatusOr<v1::NodeListResponse> NodeList(const v1::NodeListRequest& request);
   absl::StatusOr<v1::NodeShowResponse> NodeShow(const v1::NodeShowRequest& request);
+  absl::StatusOr<v1::NodeRevokeResponse> NodeRevoke(const v1::NodeRevokeRequest& request);
+  absl::StatusOr<v1::TokenCreateResponse> TokenCreate(const v1::TokenCreateRequest& request);
+  absl::StatusOr<v1::TokenListResponse> TokenList(const v1::TokenListRequest& request);
+  absl::StatusOr<v1::TokenRevokeResponse> TokenRevoke(const v1::TokenRevokeRequest& request);
+  absl::StatusOr<v1::AuthorityRotateResponse> AuthorityRotate(
+      const v1::AuthorityRotateRequest& request);
 
   // Streams: until `take` returns false, `interrupted` (may be empty) true, or the server ends it.
   // OK in all three cases.

@@ -102,6 +102,41 @@ TEST_F(AdminCommandsTest, ARunsLifeThroughTheSocket) {
   EXPECT_EQ(watched.out, "run 'second' stopped, version 0 of 3\n");
 }
 
+TEST_F(AdminCommandsTest, TokensLetDevicesInUntilTheyAreRevoked) {
+  const FedgeRun without = Admin({"token", "create"});
+  EXPECT_EQ(without.code, 4);
+  EXPECT_TRUE(without.IsOneErrorLine()) << without.err;  // a server with --insecure has none
+  config_.set_insecure(false);
+  Start();
+  const nlohmann::json made = Json({"token", "create", "--expires", "30m", "--node", "pi-17"});
+  const std::string token = made["token"];
+  EXPECT_THAT(token, StartsWith("FEDGE1."));
+  EXPECT_EQ(made["info"]["node_id"], "pi-17");
+  const FedgeRun shown = Admin({"token", "create"});
+  EXPECT_THAT(shown.out, StartsWith("FEDGE1."));
+  EXPECT_THAT(shown.out, HasSubstr("\u2588"));  // the QR code
+  EXPECT_THAT(shown.out, HasSubstr("for 1 device(s)"));
+  EXPECT_EQ(Admin({"token", "create", "--no-qr"}).out.find("\u2588"), std::string::npos);
+  EXPECT_THAT(Admin({"token", "list"}).out, HasSubstr("pi-17"));
+  const std::string id = made["info"]["token_id"];
+  EXPECT_EQ(Admin({"token", "revoke", id}).code, 0);
+  EXPECT_THAT(Admin({"token", "list"}).out, HasSubstr("pi-17"));
+  EXPECT_THAT(Admin({"token", "list"}).out, HasSubstr("revoked"));
+  EXPECT_EQ(Admin({"token", "create", "--expires", "soon"}).code, 2);
+}
+
+TEST_F(AdminCommandsTest, AnAuthorityIsRotatedAndANodeRevoked) {
+  config_.set_insecure(false);
+  Start();
+  EXPECT_THAT(Admin({"authority", "rotate"}).out, StartsWith("new authority "));
+  const FedgeRun revoked = Admin({"nodes", "revoke", "pi-17"});
+  EXPECT_EQ(revoked.code, 0) << revoked.err;
+  EXPECT_THAT(revoked.out, HasSubstr("let in no more"));
+  const FedgeRun nameless = Admin({"nodes", "revoke", ""});
+  EXPECT_EQ(nameless.code, 2);
+  EXPECT_TRUE(nameless.IsOneErrorLine()) << nameless.err;
+}
+
 TEST_F(AdminCommandsTest, ClonesWithChanges) {
   ASSERT_EQ(Admin({"run", "create", RunFile("second")}).code, 0);
   const std::string changes = Write("changes.yaml", "run: {rounds: 9, lora: {init: zero-b}}\n");
