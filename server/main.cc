@@ -14,6 +14,7 @@
 #include "common/base/failpoint.h"
 #include "common/base/logging.h"
 #include "common/base/status.h"
+#include "common/base/systemd_notifier.h"
 #include "common/base/thread_pool.h"
 #include "common/config/config_file.h"
 #include "fedge/v1/config.pb.h"
@@ -139,7 +140,7 @@ class Farewell {
 };
 
 absl::Status ServeUntilStopped(FederationServer& server, bool exit_when_finished,
-                               const sigset_t& stop_signals) {
+                               const sigset_t& stop_signals, SystemdNotifier& notifier) {
   Farewell farewell;
   const timespec pause = {0, 200'000'000};
   for (;;) {
@@ -149,6 +150,7 @@ absl::Status ServeUntilStopped(FederationServer& server, bool exit_when_finished
       return absl::OkStatus();
     }
     RETURN_IF_ERROR(server.federation().health());
+    notifier.Alive(Clock::Real()->Monotonic());
     if (exit_when_finished && farewell.Done(server.federation())) {
       server.federation().WaitForEvaluations();
       return absl::OkStatus();
@@ -189,6 +191,7 @@ absl::Status Serve(const Flags& flags, bool* store_failed) {
     std::cout << "the configuration is good\n";
     return absl::OkStatus();
   }
+  SystemdNotifier notifier = SystemdNotifier::FromEnvironment();
   const sigset_t stop_signals = BlockStopSignals();
   FederationServerOptions options;
   options.threads = std::max(1, ThreadPool::AvailableProcessors() / 2);
@@ -208,7 +211,10 @@ absl::Status Serve(const Flags& flags, bool* store_failed) {
   } else {
     LogWarning("--insecure: no encryption, nodes are who they say; for this machine alone");
   }
-  const absl::Status status = ServeUntilStopped(*server, flags.exit_when_finished, stop_signals);
+  notifier.Ready(absl::StrCat("listening on port ", server->grpc().port()));
+  const absl::Status status =
+      ServeUntilStopped(*server, flags.exit_when_finished, stop_signals, notifier);
+  notifier.Stopping();
   *store_failed = !server->federation().health().ok();
   server->Shutdown(kShutdownGrace);
   return status;
