@@ -55,8 +55,7 @@ absl::Status RunNodeRevoke(const NodesOptions& options, CommandContext& context)
     context.PrintJson(ProtoJson(done));
   } else {
     context.out() << "node '" << options.node_id
-                  << "' is let in no more; to take it back: fedge token create --node "
-                  << options.node_id << "\n";
+                  << "' is let in no more; the device may join again under another name\n";
   }
   return absl::OkStatus();
 }

@@ -132,6 +132,9 @@ TEST_F(AdminCommandsTest, AnAuthorityIsRotatedAndANodeRevoked) {
   const FedgeRun revoked = Admin({"nodes", "revoke", "pi-17"});
   EXPECT_EQ(revoked.code, 0) << revoked.err;
   EXPECT_THAT(revoked.out, HasSubstr("let in no more"));
+  const FedgeRun again = Admin({"token", "create", "--node", "pi-17"});
+  EXPECT_EQ(again.code, 4);
+  EXPECT_THAT(again.err, HasSubstr("'pi-17' was revoked"));
   const FedgeRun nameless = Admin({"nodes", "revoke", ""});
   EXPECT_EQ(nameless.code, 2);
   EXPECT_TRUE(nameless.IsOneErrorLine()) << nameless.err;
