@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "fedge/v1/federation.pb.h"
 
 namespace fedge {
@@ -33,6 +34,11 @@ class DeviceRequests {
   // The whole content `request` asks for; its offset is within it.
   virtual absl::StatusOr<std::shared_ptr<const std::string>> OpenDownload(
       const v1::DownloadRequest& request) = 0;
+  // The whole base model, if it is served and what `request` asks for; lives as long as this
+  // object. NotFound: it is not.
+  virtual absl::StatusOr<absl::string_view> OpenBaseModel(const v1::DownloadRequest& /*request*/) {
+    return absl::NotFoundError("no base models are served here");
+  }
   virtual absl::StatusOr<v1::QueryUploadResponse> QueryUpload(
       const v1::QueryUploadRequest& request) = 0;
   virtual absl::Status Report(const v1::ReportRequest& request) = 0;

@@ -1,6 +1,7 @@
 // Federation: the start, and what devices ask. What operators ask is in federation_runs.cc.
 #include "server/federation.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/escaping.h"
@@ -37,6 +38,15 @@ bool IsBetter(const Offer& offer, const Offer& best, absl::string_view held_run)
     return later->min_delay < std::get<RetryLater>(best.decision).min_delay;
   }
   return best.core->plan().run_id != held_run;
+}
+
+absl::Status NoRunYet() {
+  return absl::FailedPreconditionError(
+      "this server has no run yet; create one with fedge run create");
+}
+
+bool ServesBaseModels(const v1::ServerConfig& config) {
+  return !config.has_serve_base_model() || config.serve_base_model();
 }
 
 v1::UploadReceipt LateReceipt(absl::string_view run_id) {
@@ -145,11 +155,7 @@ absl::Status Federation::TakeRequest(absl::string_view node) {
 
 absl::Status Federation::UnknownBase(const Digest& base) {
   const std::vector<Run*> runs = Runs();
-  if (runs.empty()) {
-    return absl::FailedPreconditionError(
-        "this server has no run yet; create one with fedge run "
-        "create");
-  }
+  if (runs.empty()) return NoRunYet();
   std::vector<std::string> trained;
   for (const Run* const run : runs) {
     if (trained.size() == kMaxNamedRuns) break;
@@ -161,8 +167,23 @@ absl::Status Federation::UnknownBase(const Digest& base) {
                                                     "; give the device the run's model file"));
 }
 
+absl::StatusOr<v1::CheckInResponse> Federation::OfferBaseModel() {
+  const std::vector<Run*> runs = Runs();
+  if (runs.empty()) return NoRunYet();
+  const auto open =
+      std::find_if(runs.begin(), runs.end(), [](const Run* run) { return !run->core->finished(); });
+  const BaseModel& model = *(open == runs.end() ? runs.back() : *open)->setup.model;
+  v1::CheckInResponse response;
+  v1::BaseModelOffer& offer = *response.mutable_base_model();
+  offer.mutable_content()->set_sha256(model.sha256().Raw());
+  offer.mutable_content()->set_size_bytes(model.file().bytes().size());
+  offer.set_served(ServesBaseModels(config_));
+  return response;
+}
+
 absl::StatusOr<v1::CheckInResponse> Federation::CheckIn(const v1::CheckInRequest& request) {
   RETURN_IF_ERROR(TakeRequest(request.node_id()));
+  if (request.base_model_sha256().empty()) return OfferBaseModel();
   const absl::StatusOr<Digest> base = DigestFromRaw(request.base_model_sha256());
   if (!base.ok()) return Annotate(base.status(), "base_model_sha256");
   std::vector<Offer> ended;
@@ -194,6 +215,21 @@ absl::StatusOr<std::shared_ptr<const std::string>> Federation::OpenDownload(
   }
   return absl::NotFoundError(absl::StrCat("content ", digest->Hex(),
                                           " is not a version this server keeps; check in again"));
+}
+
+absl::StatusOr<absl::string_view> Federation::OpenBaseModel(const v1::DownloadRequest& request) {
+  const absl::StatusOr<Digest> digest = DigestFromRaw(request.sha256());
+  const std::vector<Run*> runs = digest.ok() ? RunsOf(*digest) : std::vector<Run*>();
+  if (runs.empty() || !ServesBaseModels(config_)) {
+    return absl::NotFoundError("not a base model, or none is served here");
+  }
+  RETURN_IF_ERROR(TakeRequest(request.node_id()));
+  const absl::string_view file = runs.front()->setup.model->file().bytes();
+  if (request.offset() > file.size()) {
+    return absl::OutOfRangeError(absl::StrCat("offset ", request.offset(), " is beyond the ",
+                                              file.size(), " bytes of the base model"));
+  }
+  return file;
 }
 
 absl::StatusOr<FederationCore*> Federation::FindForDevice(absl::string_view run_id) {

@@ -78,6 +78,7 @@ class Federation : public DeviceRequests {
   absl::StatusOr<v1::CheckInResponse> CheckIn(const v1::CheckInRequest& request) override;
   absl::StatusOr<std::shared_ptr<const std::string>> OpenDownload(
       const v1::DownloadRequest& request) override;
+  absl::StatusOr<absl::string_view> OpenBaseModel(const v1::DownloadRequest& request) override;
   absl::StatusOr<v1::QueryUploadResponse> QueryUpload(
       const v1::QueryUploadRequest& request) override;
   absl::Status Report(const v1::ReportRequest& request) override;
@@ -170,6 +171,9 @@ class Federation : public DeviceRequests {
   std::vector<Run*> RunsOf(const Digest& base);
   Run* FindServed(absl::string_view run_id);
   absl::Status UnknownBase(const Digest& base);
+  // For a device without a base model: the one of the oldest run that is not over, else of the
+  // newest. FailedPrecondition: there is no run.
+  absl::StatusOr<v1::CheckInResponse> OfferBaseModel();
   // The run that a device means; null: it is over for long. FailedPrecondition: there is none.
   absl::StatusOr<FederationCore*> FindForDevice(absl::string_view run_id);
   absl::Status TakeRequest(absl::string_view node);

@@ -39,8 +39,8 @@ absl::Status CheckSpeaker(const std::optional<std::string>& certified, absl::str
       "node_id: is not '", *certified, "', the node that the connection's certificate names"));
 }
 
-// Streams a blob that is in memory: a write copies one chunk, so it needs no worker. Only finding
-// the blob may read the disk.
+// Streams content that is in memory, or a mapped base model: a write copies one chunk, so it needs
+// no worker. Only finding a blob may read the disk.
 class DownloadReactor : public grpc::ServerWriteReactor<v1::Chunk> {
  public:
   DownloadReactor(DeviceRequests& requests, WorkQueue& queue, const v1::DownloadRequest* request,
@@ -51,9 +51,17 @@ class DownloadReactor : public grpc::ServerWriteReactor<v1::Chunk> {
       return;
     }
     const auto open = [this, &requests, request = *request] {
+      // Many times as large as the others, and mapped already.
+      const absl::StatusOr<absl::string_view> model = requests.OpenBaseModel(request);
+      if (model.ok()) {
+        bytes_ = *model;
+        return WriteNext();
+      }
+      if (!absl::IsNotFound(model.status())) return Finish(ToGrpc(model.status()));
       absl::StatusOr<std::shared_ptr<const std::string>> bytes = requests.OpenDownload(request);
       if (!bytes.ok()) return Finish(ToGrpc(bytes.status()));
-      bytes_ = *std::move(bytes);
+      owned_ = *std::move(bytes);
+      bytes_ = *owned_;
       WriteNext();
     };
     if (!queue.Schedule(open)) Finish(Overloaded());
@@ -67,17 +75,18 @@ class DownloadReactor : public grpc::ServerWriteReactor<v1::Chunk> {
 
  private:
   void WriteNext() {
-    if (offset_ >= bytes_->size()) return Finish(grpc::Status::OK);
-    const size_t size = std::min(kDownloadChunkBytes, bytes_->size() - offset_);
+    if (offset_ >= bytes_.size()) return Finish(grpc::Status::OK);
+    const size_t size = std::min(kDownloadChunkBytes, bytes_.size() - offset_);
     chunk_.set_offset(offset_);
-    chunk_.set_data(bytes_->data() + offset_, size);
+    chunk_.set_data(bytes_.data() + offset_, size);
     chunk_.set_crc32c(Crc32c(chunk_.data()));
     offset_ += size;
     StartWrite(&chunk_);
   }
 
   size_t offset_;
-  std::shared_ptr<const std::string> bytes_;
+  std::shared_ptr<const std::string> owned_;  // null: what is sent is a base model
+  absl::string_view bytes_;
   v1::Chunk chunk_;
 };
 

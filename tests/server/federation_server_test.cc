@@ -78,6 +78,40 @@ TEST_F(FederationServerTest, RunsARoundAndMeasuresTheHoldout) {
   (*server)->Shutdown(absl::ZeroDuration());
 }
 
+TEST_F(FederationServerTest, NamesAndGivesTheBaseModelToDevicesWithoutOne) {
+  const std::string model = Env::Posix()->ReadFile(config_.base_model()).value();
+  v1::CheckInRequest check_in;
+  check_in.set_node_id("n");
+  v1::DownloadRequest download;
+  download.set_node_id("n");
+  download.set_sha256(Sha256Of(model).Raw());
+  for (const bool served : {true, false}) {
+    config_.set_serve_base_model(served);
+    auto server = FederationServer::Start(config_, options_);
+    ASSERT_TRUE(server.ok()) << server.status();
+    Federation& federation = (*server)->federation();
+    const auto answer = federation.CheckIn(check_in);
+    ASSERT_TRUE(answer.ok()) << answer.status();
+    EXPECT_EQ(answer->base_model().content().sha256(), download.sha256());
+    EXPECT_EQ(answer->base_model().content().size_bytes(), model.size());
+    EXPECT_EQ(answer->base_model().served(), served);
+    download.set_offset(model.size());
+    const auto content = federation.OpenBaseModel(download);
+    EXPECT_EQ(content.status().code(),
+              served ? absl::StatusCode::kOk : absl::StatusCode::kNotFound);
+    if (served) {
+      EXPECT_TRUE(*content == model);
+    }
+    download.set_offset(model.size() + 1);
+    EXPECT_EQ(federation.OpenBaseModel(download).status().code(),
+              served ? absl::StatusCode::kOutOfRange : absl::StatusCode::kNotFound);
+  }
+  check_in.set_base_model_sha256("short");
+  auto server = FederationServer::Start(config_, options_);
+  EXPECT_EQ((*server)->federation().CheckIn(check_in).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
 TEST_F(FederationServerTest, ContinuesWhereItStopped) {
   { ASSERT_TRUE(StartStatus().ok()); }
   ASSERT_TRUE(StartStatus().ok());
