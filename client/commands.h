@@ -4,7 +4,9 @@
 #define FEDGE_CLIENT_COMMANDS_H_
 
 #include <functional>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 
@@ -17,10 +19,13 @@ namespace fedge {
 struct ClientCommand {
   CLI::App* app = nullptr;  // parsed: this command was asked for
   std::function<absl::Status()> run;
+  std::shared_ptr<const int> exit_code;  // of a run that went well; null: 0
 };
 
 ClientCommand AddJoinCommand(CLI::App& program);
 ClientCommand AddRunCommand(CLI::App& program);
+ClientCommand AddDoctorCommand(CLI::App& program);
+std::vector<ClientCommand> AddControlCommands(CLI::App& program);  // status, pause, resume, leave
 
 // What this machine calls itself: the default name of its node.
 std::string HostName();

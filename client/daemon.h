@@ -1,45 +1,24 @@
-// The loop of fedge-client: load model and data, then take step after step until the run is over.
+// The daemon: everything of a device put together around the participant, from the lock on its
+// state folder to the adapter files it keeps for others.
 #ifndef FEDGE_CLIENT_DAEMON_H_
 #define FEDGE_CLIENT_DAEMON_H_
 
-#include <cstdint>
-#include <functional>
-#include <string>
-
 #include "absl/status/status.h"
-#include "client/participant.h"
+#include "absl/time/time.h"
+#include "client/client_settings.h"
 #include "common/base/env.h"
 
 namespace fedge {
 
 struct DaemonOptions {
-  std::string server;     // "host:port"; empty: the one this device joined
-  bool insecure = false;  // plaintext, to a server on this machine only
-  std::string model;
-  std::string data;
-  std::string node_id;  // of a device that joined: empty, or its own
-  std::string state_dir = "fedge-client-state";
-  std::string out_dir;  // empty: state_dir
-  int threads = 0;      // 0: all processors
-  int64_t patience_seconds = 600;
-  bool once = false;
-  std::function<bool()> stopping;  // asked often; true ends the daemon cleanly
+  absl::Duration patience = absl::InfiniteDuration();  // with a server that does not answer
+  bool once = false;                                   // end after one task, or when there is none
 };
 
-// Takes steps until the run is over, `stopping` says so (OK too), or something cannot be helped: a
-// file that is wrong, a server that was never there or stays away longer than the patience, or one
-// that refuses this device. At the end of the run the final adapter is in `out_dir`, as
-// adapter.gguf and peft/.
-absl::Status RunDaemon(const DaemonOptions& options, Env& env);
-
-// The loop alone, over any participant: returns when it is finished, stopped or beyond patience.
-// `*finished` tells whether the run is over.
-absl::Status RunSteps(const DaemonOptions& options, Participant& participant,
-                      Transformer& transformer, Clock& clock, bool* finished);
-
-// Writes `adapter` to <dir>/adapter.gguf and <dir>/peft/.
-absl::Status WriteAdapterBothWays(const LoraAdapter& adapter, const BaseModel& base,
-                                  const std::string& base_name, const std::string& dir, Env& env);
+// Takes part until the run is over, SIGTERM, SIGINT or a command stops it (OK too), or something
+// cannot be helped: a file that is wrong, a server that refuses this device or stays away longer
+// than the patience. Call BlockStopSignals first.
+absl::Status RunDaemon(const ClientSettings& settings, const DaemonOptions& options, Env& env);
 
 }  // namespace fedge
 

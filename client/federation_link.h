@@ -44,6 +44,11 @@ class FederationLink {
                                                    absl::string_view bytes, uint64_t offset) = 0;
 
   virtual absl::Status Report(const v1::ReportRequest& request) = 0;
+
+  // No call comes for a while: a connection may go.
+  virtual void Rest() {}
+  // Ends the call under way and all later ones with Cancelled.
+  virtual void Interrupt() {}
 };
 
 }  // namespace fedge

@@ -4,8 +4,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
+#include <set>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "client/grpc_identity.h"
 #include "common/base/address.h"
 #include "common/base/digest.h"
@@ -18,31 +22,28 @@ namespace {
 
 constexpr int kMaxReceiveBytes = static_cast<int>(kMaxChunkBytes) + (64 << 10);
 
+using ChannelFactory = std::function<std::shared_ptr<grpc::Channel>()>;
+
 class GrpcLink : public FederationLink {
  public:
-  GrpcLink(std::shared_ptr<grpc::Channel> channel, std::string address,
-           const GrpcLinkOptions& options)
-      : address_(std::move(address)),
-        options_(options),
-        stub_(v1::FederationService::NewStub(std::move(channel))) {}
+  GrpcLink(ChannelFactory connect, std::string address, const GrpcLinkOptions& options)
+      : address_(std::move(address)), options_(options), connect_(std::move(connect)) {}
 
   absl::StatusOr<v1::CheckInResponse> CheckIn(const v1::CheckInRequest& request) override {
-    grpc::ClientContext context;
-    SetDeadline(options_.call_deadline, &context);
+    Call call(this, options_.call_deadline);
     v1::CheckInResponse response;
-    RETURN_IF_ERROR(ToStatus(stub_->CheckIn(&context, request, &response), "check-in"));
+    RETURN_IF_ERROR(ToStatus(call.stub->CheckIn(&call.context, request, &response), "check-in"));
     return response;
   }
 
   absl::Status Download(const v1::DownloadRequest& request, const ChunkSink& sink) override {
-    grpc::ClientContext context;
-    SetDeadline(options_.transfer_deadline, &context);
-    const auto reader = stub_->Download(&context, request);
+    Call call(this, options_.transfer_deadline);
+    const auto reader = call.stub->Download(&call.context, request);
     v1::Chunk chunk;
     while (reader->Read(&chunk)) {
       const absl::Status taken = sink(chunk);
       if (!taken.ok()) {
-        context.TryCancel();
+        call.context.TryCancel();
         reader->Finish();
         return taken;
       }
@@ -52,19 +53,18 @@ class GrpcLink : public FederationLink {
 
   absl::StatusOr<v1::QueryUploadResponse> QueryUpload(
       const v1::QueryUploadRequest& request) override {
-    grpc::ClientContext context;
-    SetDeadline(options_.call_deadline, &context);
+    Call call(this, options_.call_deadline);
     v1::QueryUploadResponse response;
-    RETURN_IF_ERROR(ToStatus(stub_->QueryUpload(&context, request, &response), "upload query"));
+    RETURN_IF_ERROR(
+        ToStatus(call.stub->QueryUpload(&call.context, request, &response), "upload query"));
     return response;
   }
 
   absl::StatusOr<v1::UploadReceipt> Upload(const v1::UploadId& id, const v1::TaskMetrics& metrics,
                                            absl::string_view bytes, uint64_t offset) override {
-    grpc::ClientContext context;
-    SetDeadline(options_.transfer_deadline, &context);
+    Call call(this, options_.transfer_deadline);
     v1::UploadReceipt receipt;
-    const auto writer = stub_->Upload(&context, &receipt);
+    const auto writer = call.stub->Upload(&call.context, &receipt);
     v1::UploadRequest request;
     *request.mutable_id() = id;
     *request.mutable_metrics() = metrics;
@@ -89,24 +89,67 @@ class GrpcLink : public FederationLink {
   }
 
   absl::Status Report(const v1::ReportRequest& request) override {
-    grpc::ClientContext context;
-    SetDeadline(options_.call_deadline, &context);
+    Call call(this, options_.call_deadline);
     v1::ReportResponse response;
-    return ToStatus(stub_->Report(&context, request, &response), "report");
+    return ToStatus(call.stub->Report(&call.context, request, &response), "report");
+  }
+
+  void Rest() override { Disconnect(); }
+
+  void Interrupt() override {
+    absl::MutexLock lock(&mutex_);
+    interrupted_ = true;
+    for (grpc::ClientContext* const context : calls_) context->TryCancel();
   }
 
  private:
-  static void SetDeadline(absl::Duration deadline, grpc::ClientContext* context) {
-    context->set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(deadline));
+  using Stub = v1::FederationService::Stub;
+
+  // One call: its context, which Interrupt finds, and the stub of a connection for it.
+  struct Call {
+    Call(GrpcLink* the_link, absl::Duration deadline) : link(the_link) {
+      context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(deadline));
+      absl::MutexLock lock(&link->mutex_);
+      if (link->stub_ == nullptr) link->stub_ = v1::FederationService::NewStub(link->connect_());
+      stub = link->stub_;
+      link->calls_.insert(&context);
+      if (link->interrupted_) context.TryCancel();
+    }
+    ~Call() {
+      absl::MutexLock lock(&link->mutex_);
+      link->calls_.erase(&context);
+    }
+    Call(const Call&) = delete;
+    Call& operator=(const Call&) = delete;
+
+    GrpcLink* const link;
+    grpc::ClientContext context;
+    std::shared_ptr<Stub> stub;
+  };
+
+  // The next call makes a new connection: one that failed would let calls fail at once for as long
+  // as it backs off, and an idle one wakes the process up every few seconds.
+  void Disconnect() {
+    absl::MutexLock lock(&mutex_);
+    stub_ = nullptr;
   }
 
-  absl::Status ToStatus(const grpc::Status& status, absl::string_view call) const {
+  absl::Status ToStatus(const grpc::Status& status, absl::string_view call) {
     if (status.ok()) return absl::OkStatus();
     const auto code = static_cast<absl::StatusCode>(status.error_code());
     if (code == absl::StatusCode::kUnavailable) {
+      Disconnect();
       return absl::UnavailableError(
           absl::StrCat(call, ": no server at ", address_, " (", status.error_message(),
                        "); is fedge-server running there, and is the port open from here?"));
+    }
+    if (code == absl::StatusCode::kCancelled) {
+      absl::MutexLock lock(&mutex_);
+      // Not by us: a server that goes down ends its calls so.
+      if (!interrupted_) {
+        return absl::UnavailableError(
+            absl::StrCat(call, ": the server at ", address_, " ended the call"));
+      }
     }
     if (code == absl::StatusCode::kUnimplemented && status.error_message().empty()) {
       return absl::UnimplementedError(absl::StrCat(call, ": what answers at ", address_,
@@ -121,7 +164,11 @@ class GrpcLink : public FederationLink {
 
   const std::string address_;
   const GrpcLinkOptions options_;
-  const std::unique_ptr<v1::FederationService::Stub> stub_;
+  const ChannelFactory connect_;
+  absl::Mutex mutex_;
+  std::shared_ptr<Stub> stub_ ABSL_GUARDED_BY(mutex_);  // null: not connected
+  std::set<grpc::ClientContext*> calls_ ABSL_GUARDED_BY(mutex_);
+  bool interrupted_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 std::unique_ptr<FederationLink> Connect(
@@ -130,13 +177,13 @@ std::unique_ptr<FederationLink> Connect(
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMaxReceiveBytes);
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);  // client/transfer.h repeats, and counts
-  // A server that comes back is found again within seconds.
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 5000);
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 200);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 200);
-  // Not the connection of an older certificate to the same address.
+  // Not the connection of an older certificate to the same address; and its back-off ends with its
+  // channel, of which each failure makes a new one.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  return MakeGrpcLink(grpc::CreateCustomChannel(address, credentials, arguments), address, options);
+  const ChannelFactory connect = [address, credentials, arguments] {
+    return grpc::CreateCustomChannel(address, credentials, arguments);
+  };
+  return std::make_unique<GrpcLink>(connect, address, options);
 }
 
 }  // namespace
@@ -156,7 +203,8 @@ std::unique_ptr<FederationLink> ConnectGrpcAs(const NodeIdentity& identity,
 std::unique_ptr<FederationLink> MakeGrpcLink(std::shared_ptr<grpc::Channel> channel,
                                              const std::string& address,
                                              const GrpcLinkOptions& options) {
-  return std::make_unique<GrpcLink>(std::move(channel), address, options);
+  const ChannelFactory connect = [channel = std::move(channel)] { return channel; };
+  return std::make_unique<GrpcLink>(connect, address, options);
 }
 
 }  // namespace fedge

@@ -6,27 +6,43 @@
 #include "client/commands.h"
 #include "common/base/failpoint.h"
 #include "common/base/status.h"
+#include "common/config/config_file.h"
+#include "fedge/v1/client.pb.h"
 
 namespace {
 
 int Main(int argc, char** argv) {
   CLI::App app{"fedge-client: fine-tunes together with others on data that stays here"};
-  app.require_subcommand(1);
+  app.require_subcommand(0, 1);
   app.set_version_flag("--version", FEDGE_VERSION);
-  const std::vector<fedge::ClientCommand> commands = {fedge::AddJoinCommand(app),
-                                                      fedge::AddRunCommand(app)};
+  bool help_config = false;
+  app.add_flag("--help-config", help_config, "Print the documented settings and exit");
+  std::vector<fedge::ClientCommand> commands = {
+      fedge::AddJoinCommand(app), fedge::AddRunCommand(app), fedge::AddDoctorCommand(app)};
+  for (fedge::ClientCommand& command : fedge::AddControlCommands(app)) commands.push_back(command);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
+  if (help_config) {
+    std::cout << fedge::DescribeConfig(*fedge::v1::ClientConfig::descriptor());
+    return 0;
+  }
+  if (app.get_subcommands().empty()) {
+    std::cerr << app.help();
+    return 2;
+  }
+  int exit_code = 0;
   absl::Status status = fedge::ArmFailpointsFromEnvironment();
   for (const fedge::ClientCommand& command : commands) {
-    if (status.ok() && command.app->parsed()) status = command.run();
+    if (!status.ok() || !command.app->parsed()) continue;
+    status = command.run();
+    if (command.exit_code != nullptr) exit_code = *command.exit_code;
   }
   if (status.ok()) status = fedge::SaveFailpointHits();
   if (!status.ok()) std::cerr << "fedge-client: " << status.message() << "\n";
-  return fedge::ExitCode(status);
+  return status.ok() ? exit_code : fedge::ExitCode(status);
 }
 
 }  // namespace

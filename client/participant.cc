@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <utility>
 
+#include "client/kept_message.h"
 #include "common/base/digest.h"
 #include "common/base/failpoint.h"
 #include "common/base/status.h"
+#include "common/codec/error_feedback.h"
 #include "common/codec/update_codec.h"
-#include "common/training/evaluation.h"
-#include "common/training/trainer.h"
 
 namespace fedge {
 namespace {
@@ -25,10 +25,12 @@ std::string OneLine(absl::string_view text) {
   return line;
 }
 
-std::vector<float> Difference(absl::Span<const float> after, absl::Span<const float> before) {
-  std::vector<float> delta(after.size());
-  for (size_t i = 0; i < delta.size(); ++i) delta[i] = after[i] - before[i];
-  return delta;
+// Whether the server's refusal ends the update: it will never be wanted. Everything else (a server
+// that is broken, a certificate that has run out) may be mended while the update waits.
+bool IsFinal(const absl::Status& refused) {
+  return absl::IsInvalidArgument(refused) || absl::IsFailedPrecondition(refused) ||
+         absl::IsNotFound(refused) || absl::IsAlreadyExists(refused) ||
+         absl::IsOutOfRange(refused) || absl::IsDataLoss(refused);
 }
 
 }  // namespace
@@ -56,6 +58,10 @@ Participant::Participant(ParticipantOptions options, ParticipantParts parts)
       parts_(std::move(parts)),
       transfer_(parts_.link, parts_.clock, options_.retry, options_.seed, parts_.stopping),
       pause_rng_(Rng::Stream(options_.seed, absl::StrCat("pause/", options_.node_id))),
+      training_({options_.node_id, options_.max_validation_tokens, options_.keep_examples,
+                 options_.memory_limit_bytes, options_.threads, options_.checkpoint_interval},
+                {parts_.base, &parts_.records, parts_.checkpoints, parts_.clock, parts_.stopping,
+                 parts_.on_step, parts_.held_time, parts_.on_trained}),
       global_(options_.node_id, parts_.base->sha256(), &transfer_, parts_.adapters) {}
 
 ParticipantState Participant::LoadState(std::vector<std::string>* warnings) {
@@ -76,6 +82,7 @@ v1::CheckInRequest Participant::MakeCheckIn(const ParticipantState& state) {
   *request.mutable_device() = options_.device;
   request.mutable_device()->set_tokens_per_second(state.tokens_per_second);
   request.mutable_device()->set_num_examples(state.num_examples);
+  if (parts_.describe_device) parts_.describe_device(*request.mutable_device());
   return request;
 }
 
@@ -90,25 +97,25 @@ StepOutcome Participant::Wait(const v1::RetryWindow& window) {
 }
 
 absl::StatusOr<StepOutcome> Participant::RunOnce(Transformer& transformer) {
-  std::vector<std::string> warnings;
-  ParticipantState state = LoadState(&warnings);
-  absl::StatusOr<StepOutcome> outcome;
-  if (outgoing_.has_value()) {
-    outcome = SubmitOutgoing(std::move(state));
-  } else {
-    outcome = CheckInAndAct(transformer, std::move(state));
-  }
-  if (outcome.ok()) {
-    const std::string warning = global_.TakeWarning();
-    if (!warning.empty()) warnings.push_back(OneLine(warning));
-    outcome->warnings.insert(outcome->warnings.begin(), warnings.begin(), warnings.end());
-  }
+  warnings_.clear();
+  ParticipantState state = LoadState(&warnings_);
+  LoadOutgoing();
+  absl::StatusOr<StepOutcome> outcome = outgoing_.has_value()
+                                            ? SubmitOutgoing(std::move(state))
+                                            : CheckInAndAct(transformer, std::move(state));
+  if (!outcome.ok()) return outcome;
+  for (std::string& warning : training_.TakeWarnings()) warnings_.push_back(std::move(warning));
+  const std::string kept = global_.TakeWarning();
+  if (!kept.empty()) warnings_.push_back(kept);
+  for (const std::string& warning : warnings_) outcome->warnings.push_back(OneLine(warning));
   return outcome;
 }
 
 absl::StatusOr<StepOutcome> Participant::CheckInAndAct(Transformer& transformer,
                                                        ParticipantState state) {
-  ASSIGN_OR_RETURN(const v1::CheckInResponse response, transfer_.CheckIn(MakeCheckIn(state)));
+  const absl::StatusOr<v1::CheckInResponse> answer = transfer_.CheckIn(MakeCheckIn(state));
+  if (!answer.ok()) return GoOnWithoutServer(answer.status(), transformer, std::move(state));
+  const v1::CheckInResponse& response = *answer;
   switch (response.outcome_case()) {
     case v1::CheckInResponse::kAssignment:
       return RunAssignment(response.assignment(), transformer, std::move(state));
@@ -134,6 +141,7 @@ absl::StatusOr<StepOutcome> Participant::RunAssignment(const v1::Assignment& ass
   const auto fail = [&](const absl::Status& why) {
     return FailTask(assignment.run_id(), assignment.round(), why);
   };
+  if (parts_.on_task) parts_.on_task(assignment);
   const absl::StatusOr<Task> task = ParseTask(assignment, options_.node_id, *parts_.base);
   if (!task.ok()) return fail(task.status());
   absl::StatusOr<LoraAdapter> adapter = global_.Fetch(task->lora, task->adapter);
@@ -154,166 +162,177 @@ absl::StatusOr<StepOutcome> Participant::RunAssignment(const v1::Assignment& ass
     }
     return fail(adapter.status());
   }
+  if (parts_.on_global) parts_.on_global(*adapter, task->adapter_version);
   if (state.run_id != task->run_id) {
     state.run_id = task->run_id;
     state.error_feedback.clear();  // what another run did not get is not this one's
   }
-  const absl::Status trained = TrainAndEncode(*task, *std::move(adapter), transformer, state);
-  if (absl::IsCancelled(trained)) return trained;
-  if (!trained.ok()) return fail(trained);
-  outgoing_->lora = assignment.lora();
+  absl::StatusOr<TrainedTask> trained =
+      training_.Run(assignment, *task, *std::move(adapter), transformer);
+  if (absl::IsCancelled(trained.status())) return trained.status();
+  if (!trained.ok()) return fail(trained.status());
+  trained->metrics.set_download_bytes(global_.downloaded_bytes() - reported_download_bytes_);
+  reported_download_bytes_ = global_.downloaded_bytes();
+  absl::StatusOr<v1::OutboxEntry> update = Encode(*task, *trained, state);
+  if (!update.ok()) return fail(update.status());
+  *update->mutable_lora() = assignment.lora();
+  outgoing_ = *std::move(update);
+  KeepOutgoing();
   return SubmitOutgoing(std::move(state));
 }
 
-const LocalExamples& Participant::ExamplesOf(const Task& task) {
-  const std::string key =
-      absl::StrCat(task.training.length, "/", task.split_seed, "/", task.validation_fraction);
-  if (key != examples_key_) {
-    examples_ = MakeLocalExamples(parts_.records, parts_.base->tokenizer(), task.training.length,
-                                  task.split_seed, task.validation_fraction);
-    examples_key_ = key;
+absl::StatusOr<StepOutcome> Participant::GoOnWithoutServer(const absl::Status& unreachable,
+                                                           Transformer& transformer,
+                                                           ParticipantState state) {
+  if (!IsRetryable(unreachable)) return unreachable;
+  std::optional<v1::Assignment> task = training_.Unfinished();
+  const v1::HeldAdapter& held = global_.held();
+  if (!task || held.run_id() != task->run_id() || held.version() != task->adapter_version()) {
+    return unreachable;
   }
-  return examples_;
+  // The server is to say whether the round still wants it.
+  task->clear_deadline_ms();
+  v1::AdapterSource source;
+  source.set_run_id(held.run_id());
+  source.set_version(held.version());
+  source.set_values_crc32c(held.values_crc32c());
+  source.set_held(true);
+  *task->mutable_adapter() = std::move(source);
+  warnings_.push_back(absl::StrCat(unreachable.message(), "; the training of round ", task->round(),
+                                   " goes on without it"));
+  return RunAssignment(*task, transformer, std::move(state));
 }
 
-absl::Status Participant::TrainAndEncode(const Task& task, LoraAdapter adapter,
-                                         Transformer& transformer, const ParticipantState& state) {
-  const LocalExamples& examples = ExamplesOf(task);
-  v1::TaskMetrics metrics;
-  metrics.set_download_bytes(global_.downloaded_bytes() - reported_download_bytes_);
-  reported_download_bytes_ = global_.downloaded_bytes();
-  if (options_.max_validation_tokens > 0 && !examples.validation.empty()) {
-    const std::vector<Example> sample =
-        BoundedSample(examples.validation, options_.max_validation_tokens,
-                      Rng::Stream(task.split_seed, "validation-sample"));
-    const LossSum loss = EvaluateLoss(transformer, &adapter, sample);
-    metrics.set_validation_loss_before(loss.mean());
-    metrics.set_validation_tokens(static_cast<uint64_t>(loss.num_tokens));
-  }
-  const std::vector<float> before(adapter.values().begin(), adapter.values().end());
-  const absl::Status trained = Train(task, examples, transformer, &adapter, &metrics);
-  if (!options_.keep_examples) {
-    examples_ = LocalExamples();
-    examples_key_.clear();
-  }
-  RETURN_IF_ERROR(trained);
-  RETURN_IF_ERROR(FEDGE_FAILPOINT("client.trained"));
-  return Encode(task, Difference(adapter.values(), before), state, std::move(metrics));
-}
-
-absl::Status Participant::Train(const Task& task, const LocalExamples& examples,
-                                Transformer& transformer, LoraAdapter* adapter,
-                                v1::TaskMetrics* metrics) {
-  if (examples.train.empty()) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "no usable training data: ", parts_.records.size(),
-        " local records give no training example; give the client more data with --data"));
-  }
-  const absl::Duration start = parts_.clock->Monotonic();
-  bool too_late = false;
-  const auto on_step = [&](const TrainProgress& progress) {
-    if (parts_.on_step) parts_.on_step(progress);
-    if (parts_.stopping && parts_.stopping()) return false;
-    too_late = task.deadline > absl::ZeroDuration() && progress.step < progress.steps &&
-               parts_.clock->Monotonic() - start > task.deadline;
-    return !too_late;
-  };
-  const absl::StatusOr<TrainResult> result =
-      TrainAdapter(transformer, examples.train, task.training, on_step, *adapter);
-  if (too_late) {
-    return absl::DeadlineExceededError(absl::StrCat(
-        "the round's deadline of ", absl::FormatDuration(task.deadline),
-        " passed during training; this device needs fewer steps or the run a longer deadline"));
-  }
-  if (!result.ok()) return result.status();
-  const absl::Duration took = parts_.clock->Monotonic() - start;
-  metrics->set_train_loss_first(result->first_loss);
-  metrics->set_train_loss_last(result->last_loss);
-  metrics->set_num_examples(static_cast<uint64_t>(result->num_examples));
-  metrics->set_train_tokens(static_cast<uint64_t>(result->num_tokens));
-  metrics->set_train_ms(static_cast<uint64_t>(absl::ToInt64Milliseconds(took)));
-  return absl::OkStatus();
-}
-
-absl::Status Participant::Encode(const Task& task, absl::Span<const float> delta,
-                                 const ParticipantState& state, v1::TaskMetrics metrics) {
+absl::StatusOr<v1::OutboxEntry> Participant::Encode(const Task& task, const TrainedTask& trained,
+                                                    const ParticipantState& state) {
   UpdateHeader header;
   header.round = task.round;
   header.base_version = task.adapter_version;
-  header.num_examples = metrics.num_examples();
+  header.num_examples = trained.metrics.num_examples();
   header.layout_hash = task.lora.layout_hash();
   header.base_model = parts_.base->sha256();
   ASSIGN_OR_RETURN(const SliceLayout layout, SliceLayout::Create(task.lora, task.training.slice));
-  Outgoing outgoing;
+  v1::OutboxEntry outgoing;
+  std::string bytes;
   if (task.error_feedback) {
-    outgoing.feedback.emplace(task.lora, header.base_model, task.frame, task.feedback);
+    std::optional<ErrorFeedback> feedback;
+    feedback.emplace(task.lora, header.base_model, task.frame, task.feedback);
     if (!state.error_feedback.empty()) {
       // A residual of another frame or base has no place in this one; the node starts afresh.
-      const absl::Status restored = outgoing.feedback->Restore(state.error_feedback);
+      const absl::Status restored = feedback->Restore(state.error_feedback);
       if (!restored.ok()) {
-        outgoing.feedback.emplace(task.lora, header.base_model, task.frame, task.feedback);
+        feedback.emplace(task.lora, header.base_model, task.frame, task.feedback);
       }
     }
-    ASSIGN_OR_RETURN(outgoing.bytes, outgoing.feedback->Prepare(delta, layout, header, task.codec));
+    ASSIGN_OR_RETURN(bytes, feedback->Prepare(trained.delta, layout, header, task.codec));
+    feedback->Commit();
+    outgoing.set_residual(feedback->Serialize());
   } else {
-    ASSIGN_OR_RETURN(outgoing.bytes, EncodeUpdate(delta, layout, header, task.codec, {}));
+    ASSIGN_OR_RETURN(bytes, EncodeUpdate(trained.delta, layout, header, task.codec, {}));
   }
-  metrics.set_upload_bytes(outgoing.bytes.size());
-  outgoing.metrics = std::move(metrics);
-  outgoing.id.set_run_id(task.run_id);
-  outgoing.id.set_round(task.round);
-  outgoing.id.set_node_id(options_.node_id);
-  outgoing.id.set_sha256(Sha256Of(outgoing.bytes).Raw());
-  outgoing.id.set_size_bytes(outgoing.bytes.size());
-  outgoing_ = std::move(outgoing);
-  return absl::OkStatus();
+  *outgoing.mutable_metrics() = trained.metrics;
+  outgoing.mutable_metrics()->set_upload_bytes(bytes.size());
+  v1::UploadId& id = *outgoing.mutable_id();
+  id.set_run_id(task.run_id);
+  id.set_round(task.round);
+  id.set_node_id(options_.node_id);
+  id.set_sha256(Sha256Of(bytes).Raw());
+  id.set_size_bytes(bytes.size());
+  outgoing.set_update(std::move(bytes));
+  return outgoing;
+}
+
+void Participant::KeepOutgoing() {
+  outbox_read_ = true;
+  if (parts_.outbox == nullptr) return;
+  const absl::Status kept = FEDGE_FAILPOINT_RUN(
+      "client.outbox", parts_.outbox->Write(options_.node_id, SealMessage(*outgoing_)));
+  if (kept.ok()) {
+    training_.Forget();
+  } else {
+    warnings_.push_back(absl::StrCat("the finished update of round ", outgoing_->id().round(),
+                                     " is in memory only until it is sent: ", kept.message()));
+  }
+}
+
+void Participant::LoadOutgoing() {
+  if (outbox_read_ || parts_.outbox == nullptr) return;
+  outbox_read_ = true;
+  const absl::StatusOr<std::string> bytes = parts_.outbox->Read(options_.node_id);
+  if (absl::IsNotFound(bytes.status()) || (bytes.ok() && bytes->empty())) return;
+  v1::OutboxEntry entry;
+  const absl::Status status =
+      bytes.ok() ? UnsealMessage(*bytes, "the finished update that was kept", entry)
+                 : bytes.status();
+  if (status.ok() && entry.id().node_id() == options_.node_id) {
+    outgoing_ = std::move(entry);
+    return;
+  }
+  warnings_.push_back(std::string(status.message()));
+  // Damaged: it would be found again at every start.
+  if (absl::IsDataLoss(status)) parts_.outbox->Remove(options_.node_id).IgnoreError();
 }
 
 absl::StatusOr<StepOutcome> Participant::SubmitOutgoing(ParticipantState state) {
+  if (parts_.hold_transfers && parts_.hold_transfers()) {
+    StepOutcome outcome;
+    outcome.detail = absl::StrCat("the finished update of round ", outgoing_->id().round(),
+                                  " waits for a link that it may use");
+    outcome.pause = kPauseAfterFailure;
+    return outcome;
+  }
   const absl::StatusOr<v1::UploadReceipt> receipt =
-      transfer_.Submit(outgoing_->id, outgoing_->metrics, outgoing_->bytes);
-  if (!receipt.ok() && (IsRetryable(receipt.status()) || absl::IsCancelled(receipt.status()))) {
+      transfer_.Submit(outgoing_->id(), outgoing_->metrics(), outgoing_->update());
+  if (!receipt.ok() && !IsFinal(receipt.status())) {
     return receipt.status();  // outgoing_ stays for the next call
   }
-  const Outgoing sent = *std::move(outgoing_);
+  RETURN_IF_ERROR(FEDGE_FAILPOINT("client.receipt"));
+  const v1::OutboxEntry sent = *std::move(outgoing_);
   outgoing_.reset();
-  if (!receipt.ok()) return FailTask(sent.id.run_id(), sent.id.round(), receipt.status());
-
-  return Settle(sent, *receipt, std::move(state));
+  if (receipt.ok()) return Settle(sent, *receipt, std::move(state));
+  DropOutgoing();
+  return FailTask(sent.id().run_id(), sent.id().round(), receipt.status());
 }
 
-StepOutcome Participant::Settle(const Outgoing& sent, const v1::UploadReceipt& receipt,
+void Participant::DropOutgoing() {
+  if (parts_.outbox == nullptr) return;
+  const absl::Status removed =
+      FEDGE_FAILPOINT_RUN("client.outbox_remove", parts_.outbox->Remove(options_.node_id));
+  // It is sent again after a restart then, and answered as the first time.
+  if (!removed.ok()) warnings_.push_back(std::string(removed.message()));
+}
+
+StepOutcome Participant::Settle(const v1::OutboxEntry& sent, const v1::UploadReceipt& receipt,
                                 ParticipantState state) {
   StepOutcome outcome;
-  outcome.round = sent.id.round();
-  outcome.metrics = sent.metrics;
+  outcome.round = sent.id().round();
+  outcome.metrics = sent.metrics();
   outcome.detail = OneLine(receipt.reason());
   outcome.pause = kPauseAfterTask;
   outcome.kind = receipt.verdict() == v1::UploadReceipt::ACCEPTED   ? StepKind::kAccepted
                  : receipt.verdict() == v1::UploadReceipt::REJECTED ? StepKind::kRejected
                                                                     : StepKind::kLate;
+  if (state.run_id != sent.id().run_id()) state.error_feedback.clear();
   // Rejected or late: the delta is dropped and the residual of before stays. A late delta was made
   // against a version that is gone, and the node trains on the same data again anyway.
-  if (sent.feedback.has_value()) {
-    ErrorFeedback feedback = *sent.feedback;
-    if (outcome.kind == StepKind::kAccepted) {
-      feedback.Commit();
-    } else {
-      feedback.Discard();
-    }
-    state.error_feedback = feedback.Serialize();
+  if (outcome.kind == StepKind::kAccepted && sent.has_residual()) {
+    state.error_feedback = sent.residual();
   }
-  state.run_id = sent.id.run_id();
-  state.lora = sent.lora;
-  state.num_examples = sent.metrics.num_examples();
-  state.last_metrics = sent.metrics;
-  if (sent.metrics.train_ms() > 0) {
-    state.tokens_per_second = 1000.0 * static_cast<double>(sent.metrics.train_tokens()) /
-                              static_cast<double>(sent.metrics.train_ms());
+  state.run_id = sent.id().run_id();
+  state.lora = sent.lora();
+  state.num_examples = sent.metrics().num_examples();
+  state.last_metrics = sent.metrics();
+  if (sent.metrics().train_ms() > 0) {
+    state.tokens_per_second = 1000.0 * static_cast<double>(sent.metrics().train_tokens()) /
+                              static_cast<double>(sent.metrics().train_ms());
   }
   const absl::Status saved =
       FEDGE_FAILPOINT_RUN("client.state", parts_.state->Write(options_.node_id, state.Serialize()));
-  if (!saved.ok()) outcome.warnings.push_back(OneLine(saved.message()));
+  if (saved.ok()) {
+    DropOutgoing();
+  } else {
+    warnings_.push_back(std::string(saved.message()));
+  }
   return outcome;
 }
 

@@ -27,15 +27,15 @@
 #include "absl/time/time.h"
 #include "client/federation_link.h"
 #include "client/global_adapter.h"
-#include "client/local_examples.h"
+#include "client/local_training.h"
 #include "client/participant_state.h"
 #include "client/task.h"
 #include "client/transfer.h"
 #include "common/base/clock.h"
-#include "common/codec/error_feedback.h"
 #include "common/model/base_model.h"
 #include "common/model/transformer.h"
 #include "common/training/dataset.h"
+#include "fedge/v1/client.pb.h"
 
 namespace fedge {
 
@@ -45,8 +45,11 @@ struct ParticipantOptions {
   RetryPolicy retry;
   // Held-out tokens scored before each task; 0: none.
   int64_t max_validation_tokens = 4096;
-  bool keep_examples = true;  // between tasks: costs memory, saves tokenizing again
-  v1::DeviceReport device;    // rate and example count are filled in from the state
+  bool keep_examples = true;       // between tasks: costs memory, saves tokenizing again
+  int64_t memory_limit_bytes = 0;  // each task is planned to fit it; 0: none
+  int threads = 1;                 // of the transformer's pool
+  absl::Duration checkpoint_interval = absl::Seconds(60);
+  v1::DeviceReport device;  // rate and example count are filled in from the state
 };
 
 // What a participant works with. All but the records and the base are borrowed and must outlive it.
@@ -55,10 +58,22 @@ struct ParticipantParts {
   std::vector<Record> records;
   FederationLink* link = nullptr;
   StateStore* state = nullptr;
-  StateStore* adapters = nullptr;  // keeps the global adapter; null: each comes whole
+  StateStore* adapters = nullptr;     // keeps the global adapter; null: each comes whole
+  StateStore* outbox = nullptr;       // keeps a finished update until its receipt; null: it is in
+                                      // memory only
+  StateStore* checkpoints = nullptr;  // keeps a training under way; null: nothing is kept
   Clock* clock = nullptr;
-  std::function<bool()> stopping;  // may be empty; asked between training steps and in pauses
-  std::function<void(const TrainProgress&)> on_step;  // may be empty
+  // All functions may be empty. `stopping` is asked between training steps and in pauses.
+  std::function<bool()> stopping;
+  // A finished update stays where it is for now: RunOnce says so, and the next one asks again.
+  std::function<bool()> hold_transfers;
+  std::function<absl::Duration()> held_time;  // for which training was held back, so far
+  std::function<void(v1::DeviceReport&)> describe_device;  // for each check-in
+  std::function<void(const v1::Assignment&)> on_task;
+  std::function<void(const TrainProgress&)> on_step;
+  std::function<void(const LoraAdapter& global, uint64_t version)> on_global;
+  std::function<void(const LoraAdapter& global, const LoraAdapter& personal, const LocalLosses&)>
+      on_trained;
 };
 
 enum class StepKind { kWaiting, kAccepted, kRejected, kLate, kFailed, kFinished };
@@ -80,41 +95,36 @@ class Participant {
 
   // One step of the picture above. `transformer` runs on the same base. An error is the link's or
   // the server's refusal of this device (other base model, bad node id), or Cancelled when
-  // stopping; a failing task is an outcome. After a retryable error in mid-upload the next call
-  // brings the finished update first.
+  // stopping; a failing task is an outcome. After a retryable error in mid-upload, or when the
+  // outbox holds an update of an earlier process, the next call brings that first. An interrupted
+  // training goes on; without a server, too.
   absl::StatusOr<StepOutcome> RunOnce(Transformer& transformer);
 
   // The final global adapter. FailedPrecondition before RunOnce gave kFinished.
   absl::StatusOr<LoraAdapter> FetchFinalAdapter();
+  const std::string& finished_run() const { return finished_->adapter().run_id(); }
+  uint64_t finished_version() const { return finished_->final_version(); }
 
   const std::string& node_id() const { return options_.node_id; }
 
  private:
-  // A finished update on its way to the server.
-  struct Outgoing {
-    v1::UploadId id;
-    std::string bytes;
-    std::optional<ErrorFeedback> feedback;
-    v1::LoraSpecProto lora;
-    v1::TaskMetrics metrics;
-  };
-
   ParticipantState LoadState(std::vector<std::string>* warnings);
   v1::CheckInRequest MakeCheckIn(const ParticipantState& state);
   absl::StatusOr<StepOutcome> CheckInAndAct(Transformer& transformer, ParticipantState state);
   StepOutcome Wait(const v1::RetryWindow& window);
   absl::StatusOr<StepOutcome> RunAssignment(const v1::Assignment& assignment,
                                             Transformer& transformer, ParticipantState state);
-  // Fills outgoing_: everything that needs no network.
-  absl::Status TrainAndEncode(const Task& task, LoraAdapter adapter, Transformer& transformer,
-                              const ParticipantState& state);
-  const LocalExamples& ExamplesOf(const Task& task);
-  absl::Status Train(const Task& task, const LocalExamples& examples, Transformer& transformer,
-                     LoraAdapter* adapter, v1::TaskMetrics* metrics);
-  absl::Status Encode(const Task& task, absl::Span<const float> delta,
-                      const ParticipantState& state, v1::TaskMetrics metrics);
+  // The update of a trained task; the residual it leaves behind once it is accepted.
+  absl::StatusOr<v1::OutboxEntry> Encode(const Task& task, const TrainedTask& trained,
+                                         const ParticipantState& state);
+  // From here on the update survives this process.
+  void KeepOutgoing();
+  void LoadOutgoing();
+  void DropOutgoing();
+  absl::StatusOr<StepOutcome> GoOnWithoutServer(const absl::Status& unreachable,
+                                                Transformer& transformer, ParticipantState state);
   absl::StatusOr<StepOutcome> SubmitOutgoing(ParticipantState state);
-  StepOutcome Settle(const Outgoing& sent, const v1::UploadReceipt& receipt,
+  StepOutcome Settle(const v1::OutboxEntry& sent, const v1::UploadReceipt& receipt,
                      ParticipantState state);
   StepOutcome FailTask(const std::string& run_id, uint64_t round, const absl::Status& why);
 
@@ -122,13 +132,13 @@ class Participant {
   const ParticipantParts parts_;
   Transfer transfer_;
   Rng pause_rng_;
-  std::optional<Outgoing> outgoing_;
+  std::optional<v1::OutboxEntry> outgoing_;  // a finished update on its way to the server
+  bool outbox_read_ = false;
+  LocalTraining training_;
+  std::vector<std::string> warnings_;  // of the step under way
   std::optional<v1::RunFinished> finished_;
   GlobalAdapter global_;
   uint64_t reported_download_bytes_ = 0;  // of global_'s, with tasks before
-  // Kept between tasks.
-  LocalExamples examples_;
-  std::string examples_key_;
 };
 
 }  // namespace fedge

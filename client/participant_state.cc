@@ -79,6 +79,13 @@ absl::Status DirectoryStateStore::Write(absl::string_view node_id, std::string b
   return env_->WriteFileAtomic(Path(node_id), bytes);
 }
 
+absl::Status DirectoryStateStore::Remove(absl::string_view node_id) {
+  const absl::Status removed = env_->Remove(Path(node_id));
+  if (absl::IsNotFound(removed)) return absl::OkStatus();
+  RETURN_IF_ERROR(removed);
+  return env_->SyncDir(dir_);
+}
+
 BudgetedStateStore::BudgetedStateStore(uint64_t max_memory_bytes, StateStore* spill)
     : max_memory_bytes_(max_memory_bytes), spill_(spill) {}
 

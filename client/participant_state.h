@@ -39,6 +39,8 @@ class StateStore {
   // NotFound when nothing was written for this node.
   virtual absl::StatusOr<std::string> Read(absl::string_view node_id) = 0;
   virtual absl::Status Write(absl::string_view node_id, std::string bytes) = 0;
+  // Then Read finds nothing, or nothing but "". Fine if there was nothing.
+  virtual absl::Status Remove(absl::string_view node_id) { return Write(node_id, ""); }
 };
 
 // One file a node, replaced atomically: a device's store.
@@ -49,9 +51,10 @@ class DirectoryStateStore : public StateStore {
   DirectoryStateStore(std::string dir, Env* env, std::string suffix = ".state");
   absl::StatusOr<std::string> Read(absl::string_view node_id) override;
   absl::Status Write(absl::string_view node_id, std::string bytes) override;
+  absl::Status Remove(absl::string_view node_id) override;
+  std::string Path(absl::string_view node_id) const;
 
  private:
-  std::string Path(absl::string_view node_id) const;
   const std::string dir_;
   Env* const env_;
   const std::string suffix_;

@@ -71,6 +71,8 @@ class RenewingLink : public FederationLink {
   absl::Status Report(const v1::ReportRequest& request) override {
     return Explain(Inner()->Report(request));
   }
+  void Rest() override { Inner()->Rest(); }
+  void Interrupt() override { Inner()->Interrupt(); }
 
  private:
   void Connect() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {

@@ -8,7 +8,6 @@
 #include <map>
 #include <memory>
 
-#include "client/daemon.h"
 #include "common/base/digest.h"
 #include "common/base/logging.h"
 #include "common/codec/adapter_delta.h"
@@ -120,12 +119,15 @@ class ParticipantTest : public ::testing::Test {
   Participant MakeParticipant(int records = 40) {
     ParticipantOptions options;
     options.node_id = "alpha";
-    ParticipantParts parts;
+    options.checkpoint_interval = absl::ZeroDuration();
+    ParticipantParts parts = parts_;
     parts.base = base_;
     parts.records = MakeRecords(records, "alpha");
     parts.link = &server_;
     parts.state = &store_;
     parts.adapters = &adapters_;
+    parts.outbox = &outbox_;
+    parts.checkpoints = &checkpoints_;
     parts.clock = &clock_;
     return Participant(std::move(options), std::move(parts));
   }
@@ -134,6 +136,17 @@ class ParticipantTest : public ::testing::Test {
     const auto outcome = participant.RunOnce(*transformer_);
     EXPECT_TRUE(outcome.ok()) << outcome.status();
     return outcome.value_or(StepOutcome());
+  }
+
+  // A process that is stopped after the first step of its task.
+  void Interrupt() {
+    bool stop = false;
+    parts_.stopping = [&stop] { return stop; };
+    parts_.on_step = [&stop](const TrainProgress&) { stop = true; };
+    Participant participant = MakeParticipant();
+    EXPECT_TRUE(absl::IsCancelled(participant.RunOnce(*transformer_).status()));
+    EXPECT_NE(checkpoints_.bytes["alpha"], "");
+    parts_ = ParticipantParts();
   }
 
   double HeldOutLossOfTheSentAdapter() {
@@ -157,6 +170,9 @@ class ParticipantTest : public ::testing::Test {
   testing::FakeServer server_;
   MemoryStore store_;
   MemoryStore adapters_;
+  MemoryStore outbox_;
+  MemoryStore checkpoints_;
+  ParticipantParts parts_;  // what a test wants besides
   ManualClock clock_;
 };
 
@@ -267,6 +283,128 @@ TEST_F(ParticipantTest, AnotherRunStartsWithoutResidual) {
   Participant fresh = MakeParticipant();
   Step(fresh);
   EXPECT_EQ(Sha256Of(with_history), Sha256Of(server_.received_whole));
+}
+
+// Runs the task as if the process ended after each of its steps.
+TEST_F(ParticipantTest, AnInterruptedTrainingSendsTheSameBytes) {
+  Participant straight = MakeParticipant();
+  Step(straight);
+  const std::string expected = server_.received_whole;
+  store_.bytes.clear();
+  adapters_.bytes.clear();
+  server_ = testing::FakeServer();
+  OfferTask(1, 0);
+  bool stop = false;
+  int steps = 0;
+  parts_.stopping = [&] { return stop; };
+  parts_.on_step = [&](const TrainProgress&) { stop = ++steps < 3; };
+  for (int lives = 1;; ++lives) {
+    stop = false;
+    Participant participant = MakeParticipant();
+    const auto outcome = participant.RunOnce(*transformer_);
+    if (outcome.ok()) break;
+    ASSERT_TRUE(absl::IsCancelled(outcome.status())) << outcome.status();
+    ASSERT_LT(lives, 5);
+  }
+  EXPECT_EQ(steps, 3);  // none was done twice
+  EXPECT_EQ(server_.check_ins.size(), 3u);
+  EXPECT_EQ(Sha256Of(server_.received_whole), Sha256Of(expected));
+  EXPECT_EQ(checkpoints_.bytes["alpha"], "");
+  EXPECT_EQ(outbox_.bytes["alpha"], "");
+}
+
+TEST_F(ParticipantTest, AnInterruptedTrainingGoesOnWithoutAServer) {
+  Interrupt();
+  server_.check_in_errors.assign(4, absl::UnavailableError("away"));
+  server_.upload_error = absl::UnavailableError("away");
+  Participant second = MakeParticipant();
+  EXPECT_TRUE(absl::IsUnavailable(second.RunOnce(*transformer_).status()));
+  EXPECT_NE(outbox_.bytes["alpha"], "");  // finished, and kept
+  server_.upload_error = absl::OkStatus();
+  Participant third = MakeParticipant();
+  EXPECT_EQ(Step(third).kind, StepKind::kAccepted);
+  EXPECT_EQ(server_.times_counted, 1);
+  EXPECT_EQ(outbox_.bytes["alpha"], "");
+}
+
+TEST_F(ParticipantTest, ACheckpointOfAnotherTaskIsNotUsed) {
+  Interrupt();
+  int steps = 0;
+  parts_.on_step = [&](const TrainProgress&) { ++steps; };
+  OfferTask(2, 0).set_seed(6);
+  Participant second = MakeParticipant();
+  EXPECT_EQ(Step(second).kind, StepKind::kAccepted);
+  EXPECT_EQ(steps, 3);
+}
+
+TEST_F(ParticipantTest, ADamagedCheckpointAndOutboxAreNamedAndDropped) {
+  Interrupt();
+  checkpoints_.bytes["alpha"][9] ^= 1;
+  outbox_.bytes["alpha"] = "no entry";
+  Participant second = MakeParticipant();
+  const StepOutcome outcome = Step(second);
+  EXPECT_EQ(outcome.kind, StepKind::kAccepted);
+  ASSERT_EQ(outcome.warnings.size(), 2u);
+  EXPECT_THAT(outcome.warnings[0], HasSubstr("finished update that was kept: damaged"));
+  EXPECT_THAT(outcome.warnings[1], HasSubstr("begins again from its first step"));
+}
+
+TEST_F(ParticipantTest, AFinishedUpdateSurvivesTheProcessAndCountsOnce) {
+  Participant straight = MakeParticipant();
+  Step(straight);
+  const std::string expected_state = store_.bytes["alpha"];
+  store_.bytes.clear();
+  server_ = testing::FakeServer();
+  OfferTask(1, 0);
+  server_.lose_receipts = 4;  // it arrives, and the device never hears of it
+  {
+    Participant participant = MakeParticipant();
+    EXPECT_TRUE(absl::IsUnavailable(participant.RunOnce(*transformer_).status()));
+  }
+  const size_t check_ins = server_.check_ins.size();
+  Participant next = MakeParticipant();
+  const StepOutcome outcome = Step(next);
+  EXPECT_EQ(outcome.kind, StepKind::kAccepted);
+  EXPECT_EQ(outcome.round, 1u);
+  EXPECT_EQ(server_.check_ins.size(), check_ins);  // it came before any new work
+  EXPECT_EQ(server_.times_counted, 1);
+  EXPECT_EQ(ParticipantState::Parse(store_.bytes["alpha"])->error_feedback,
+            ParticipantState::Parse(expected_state)->error_feedback);
+}
+
+TEST_F(ParticipantTest, AnUpdateWaitsWhileItsCertificateIsRefused) {
+  server_.upload_error = absl::UnauthenticatedError("certificate expired");
+  Participant participant = MakeParticipant();
+  EXPECT_TRUE(absl::IsUnauthenticated(participant.RunOnce(*transformer_).status()));
+  EXPECT_NE(outbox_.bytes["alpha"], "");
+  server_.upload_error = absl::OkStatus();
+  EXPECT_EQ(Step(participant).kind, StepKind::kAccepted);
+}
+
+TEST_F(ParticipantTest, AnUpdateWaitsForALinkThatItMayUse) {
+  bool metered = true;
+  parts_.hold_transfers = [&] { return metered; };
+  Participant participant = MakeParticipant();
+  EXPECT_EQ(Step(participant).kind, StepKind::kWaiting);
+  EXPECT_EQ(server_.times_counted, 0);
+  metered = false;
+  EXPECT_EQ(Step(participant).kind, StepKind::kAccepted);
+}
+
+TEST_F(ParticipantTest, ATaskIsPlannedToFitTheMemory) {
+  ParticipantOptions options;
+  options.node_id = "alpha";
+  ParticipantParts parts;
+  parts.base = base_;
+  parts.records = MakeRecords(40, "alpha");
+  parts.link = &server_;
+  parts.state = &store_;
+  parts.clock = &clock_;
+  options.memory_limit_bytes = 1000;
+  Participant participant(options, std::move(parts));
+  const StepOutcome outcome = Step(participant);
+  EXPECT_EQ(outcome.kind, StepKind::kFailed);
+  EXPECT_THAT(outcome.detail, HasSubstr("a memory limit of 0 MB is too little"));
 }
 
 TEST_F(ParticipantTest, ALostReceiptCountsOnce) {
@@ -485,49 +623,10 @@ TEST_F(ParticipantTest, TheDaemonEndsWithTheRunAndGetsTheFinalAdapter) {
   *finished.mutable_lora() = lora;
   Participant participant = MakeParticipant();
   EXPECT_FALSE(participant.FetchFinalAdapter().ok());
-  bool over = false;
-  ASSERT_TRUE(RunSteps(DaemonOptions(), participant, *transformer_, clock_, &over).ok());
-  EXPECT_TRUE(over);
+  ASSERT_EQ(Step(participant).kind, StepKind::kFinished);
   const auto adapter = participant.FetchFinalAdapter();
   ASSERT_TRUE(adapter.ok()) << adapter.status();
   EXPECT_EQ(adapter->spec().layout_hash(), spec_.layout_hash());
-}
-
-TEST_F(ParticipantTest, TheDaemonGivesUpAtOnceOnAServerThatWasNeverThere) {
-  server_.check_in_errors.assign(100, absl::UnavailableError("no server at 127.0.0.1:1"));
-  Participant participant = MakeParticipant();
-  bool over = false;
-  EXPECT_EQ(RunSteps(DaemonOptions(), participant, *transformer_, clock_, &over).code(),
-            absl::StatusCode::kUnavailable);
-  EXPECT_EQ(server_.check_ins.size(), 4u);
-}
-
-TEST_F(ParticipantTest, TheDaemonWaitsForAServerThatWentAway) {
-  v1::RetryWindow& window = *server_.answer.mutable_retry();
-  window.set_min_delay_ms(1000);
-  window.set_max_delay_ms(1000);
-  DaemonOptions options;
-  options.patience_seconds = 120;
-  int asked = 0;
-  options.stopping = [&] {
-    // Away for 15 calls after the first answer; then an answer, then an end.
-    if (++asked == 2) server_.check_in_errors.assign(15, absl::UnavailableError("away"));
-    return server_.check_ins.size() >= 17;
-  };
-  Participant participant = MakeParticipant();
-  bool over = true;
-  EXPECT_TRUE(RunSteps(options, participant, *transformer_, clock_, &over).ok());
-  EXPECT_FALSE(over);
-  EXPECT_EQ(server_.check_ins.size(), 17u);
-
-  server_.check_ins.clear();
-  asked = 0;
-  options.stopping = [&] {
-    if (++asked == 2) server_.check_in_errors.assign(1000, absl::UnavailableError("away"));
-    return false;
-  };
-  EXPECT_EQ(RunSteps(options, participant, *transformer_, clock_, &over).code(),
-            absl::StatusCode::kUnavailable);
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
-#include "client/daemon.h"
+#include "client/adapter_folder.h"
 #include "common/base/digest.h"
 #include "common/base/status.h"
 #include "tools/report/html_report.h"
