@@ -178,10 +178,9 @@ class Doctor {
     }
     const absl::StatusOr<ChatFormat> format =
         RecognizeChatTemplate((*model_)->base->tokenizer().chat_template());
-    absl::StatusOr<std::vector<Record>> records = format.status();
-    if (format.ok()) {
-      records = ReadRecords(settings_.data, *format, DatasetLimits(), *parts_.env);
-    }
+    const absl::StatusOr<std::vector<Record>> records =
+        format.ok() ? ReadRecords(settings_.data, *format, DatasetLimits(), *parts_.env)
+                    : absl::StatusOr<std::vector<Record>>(format.status());
     if (records.ok() && !records->empty()) {
       return Good(Check::kData, "data",
                   absl::StrCat(settings_.data, ": ", records->size(), " records"));
