@@ -356,11 +356,12 @@ TEST_F(ParticipantTest, AFinishedUpdateSurvivesTheProcessAndCountsOnce) {
   store_.bytes.clear();
   server_ = testing::FakeServer();
   OfferTask(1, 0);
-  server_.lose_receipts = 4;  // it arrives, and the device never hears of it
+  server_.upload_error = absl::UnavailableError("away");
   {
     Participant participant = MakeParticipant();
     EXPECT_TRUE(absl::IsUnavailable(participant.RunOnce(*transformer_).status()));
   }
+  server_.upload_error = absl::OkStatus();
   const size_t check_ins = server_.check_ins.size();
   Participant next = MakeParticipant();
   const StepOutcome outcome = Step(next);
