@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "client/http_download.h"
@@ -74,6 +75,9 @@ class Fetching {
     v1::CheckInRequest request;
     request.set_node_id(options_.node_id);
     const absl::StatusOr<v1::CheckInResponse> response = link_.CheckIn(request);
+    if (response.ok() && response->has_retry()) {  // it has no run yet
+      return absl::UnavailableError(absl::CHexEscape(response->retry().reason()));
+    }
     // A server from before the offer calls the question malformed.
     if (absl::IsInvalidArgument(response.status()) ||
         (response.ok() && !response->has_base_model())) {

@@ -40,9 +40,13 @@ bool IsBetter(const Offer& offer, const Offer& best, absl::string_view held_run)
   return best.core->plan().run_id != held_run;
 }
 
-absl::Status NoRunYet() {
-  return absl::FailedPreconditionError(
-      "this server has no run yet; create one with fedge run create");
+// Devices may be there before the first run is.
+v1::CheckInResponse NoRunYet() {
+  v1::CheckInResponse response;
+  response.mutable_retry()->set_min_delay_ms(30'000);
+  response.mutable_retry()->set_max_delay_ms(60'000);
+  response.mutable_retry()->set_reason("this server has no run yet; its operator creates one");
+  return response;
 }
 
 bool ServesBaseModels(const v1::ServerConfig& config) {
@@ -154,10 +158,8 @@ absl::Status Federation::TakeRequest(absl::string_view node) {
 }
 
 absl::Status Federation::UnknownBase(const Digest& base) {
-  const std::vector<Run*> runs = Runs();
-  if (runs.empty()) return NoRunYet();
   std::vector<std::string> trained;
-  for (const Run* const run : runs) {
+  for (const Run* const run : Runs()) {
     if (trained.size() == kMaxNamedRuns) break;
     trained.push_back(absl::StrCat("run '", run->setup.plan.run_id, "' trains ",
                                    run->setup.plan.base_model.Hex()));
@@ -167,9 +169,7 @@ absl::Status Federation::UnknownBase(const Digest& base) {
                                                     "; give the device the run's model file"));
 }
 
-absl::StatusOr<v1::CheckInResponse> Federation::OfferBaseModel() {
-  const std::vector<Run*> runs = Runs();
-  if (runs.empty()) return NoRunYet();
+v1::CheckInResponse Federation::OfferBaseModel(const std::vector<Run*>& runs) {
   const auto open =
       std::find_if(runs.begin(), runs.end(), [](const Run* run) { return !run->core->finished(); });
   const BaseModel& model = *(open == runs.end() ? runs.back() : *open)->setup.model;
@@ -183,7 +183,9 @@ absl::StatusOr<v1::CheckInResponse> Federation::OfferBaseModel() {
 
 absl::StatusOr<v1::CheckInResponse> Federation::CheckIn(const v1::CheckInRequest& request) {
   RETURN_IF_ERROR(TakeRequest(request.node_id()));
-  if (request.base_model_sha256().empty()) return OfferBaseModel();
+  const std::vector<Run*> runs = Runs();
+  if (runs.empty()) return NoRunYet();
+  if (request.base_model_sha256().empty()) return OfferBaseModel(runs);
   const absl::StatusOr<Digest> base = DigestFromRaw(request.base_model_sha256());
   if (!base.ok()) return Annotate(base.status(), "base_model_sha256");
   std::vector<Offer> ended;

@@ -172,8 +172,8 @@ class Federation : public DeviceRequests {
   Run* FindServed(absl::string_view run_id);
   absl::Status UnknownBase(const Digest& base);
   // For a device without a base model: the one of the oldest run that is not over, else of the
-  // newest. FailedPrecondition: there is no run.
-  absl::StatusOr<v1::CheckInResponse> OfferBaseModel();
+  // newest. `runs`: all, at least one.
+  v1::CheckInResponse OfferBaseModel(const std::vector<Run*>& runs);
   // The run that a device means; null: it is over for long. FailedPrecondition: there is none.
   absl::StatusOr<FederationCore*> FindForDevice(absl::string_view run_id);
   absl::Status TakeRequest(absl::string_view node);

@@ -131,6 +131,14 @@ TEST_F(ModelFileTest, WaitsForAServerThatIsAway) {
   EXPECT_LT(clock_.Monotonic(), absl::Hours(8));
 }
 
+TEST_F(ModelFileTest, WaitsForAServerThatHasNoRunYet) {
+  v1::CheckInResponse no_run;
+  no_run.mutable_retry()->set_reason("no run yet");
+  server_.first_answers.assign(3, no_run);
+  ASSERT_TRUE(Fetch().ok());
+  EXPECT_THAT(waits_, ElementsAre("no run yet", "no run yet", "no run yet"));
+}
+
 TEST_F(ModelFileTest, ADamagedOrCutOffFileIsFetchedAgain) {
   ASSERT_TRUE(Fetch().ok());
   for (const std::string& damage : {std::string(model_).replace(model_.size() - 9, 1, "\x7f"),

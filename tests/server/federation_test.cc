@@ -114,6 +114,27 @@ TEST_F(FederationTest, ServesTwoBaseModelsSideBySide) {
   EXPECT_EQ(federation_->Find("first")->version(), 1u);
 }
 
+TEST_F(FederationTest, ADeviceWithoutAModelIsOfferedThatOfARunThatGoesOn) {
+  v1::CheckInRequest check_in;
+  check_in.set_node_id("a");
+  v1::RunFile second = Config("second", 1);
+  second.set_base_model("other/tiny.gguf");
+  ASSERT_TRUE(Create(second).ok());
+  for (const std::string run : {"first", "second", "second"}) {  // the last one: all are over
+    const Digest base = federation_->Find(run)->plan().base_model;
+    const auto answer = federation_->CheckIn(check_in);
+    ASSERT_TRUE(answer.ok()) << answer.status();
+    EXPECT_EQ(answer->base_model().content().sha256(), base.Raw());
+    v1::DownloadRequest download;
+    download.set_node_id("a");
+    download.set_sha256(base.Raw());
+    const auto file = federation_->OpenBaseModel(download);
+    ASSERT_TRUE(file.ok()) << file.status();
+    EXPECT_EQ(Sha256Of(*file), base);
+    (void)federation_->StopRun(run);
+  }
+}
+
 TEST_F(FederationTest, OneModelIsLoadedOnceForItsRuns) {
   ASSERT_TRUE(Create(Config("second", 1)).ok());
   EXPECT_EQ(federation_->model("first"), federation_->model("second"));
@@ -352,7 +373,10 @@ TEST_F(FederationTest, AServerWithoutARunOfItsOwnWaitsForOperators) {
   config_.set_state_dir(dir_.File("empty"));
   Open();
   EXPECT_FALSE(federation_->finished());
-  EXPECT_EQ(TryCheckIn("a", Sha256Of("x")).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(TryCheckIn("a", Sha256Of("x"))->has_retry());
+  v1::CheckInRequest without_model;
+  without_model.set_node_id("a");
+  EXPECT_TRUE(federation_->CheckIn(without_model)->has_retry());
   v1::RunFile second = Config("second", 1);
   EXPECT_THAT(std::string(Create(second).status().message()),
               StartsWith("base_model: is required"));
