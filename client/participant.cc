@@ -177,7 +177,7 @@ absl::StatusOr<StepOutcome> Participant::RunAssignment(const v1::Assignment& ass
   if (!update.ok()) return fail(update.status());
   *update->mutable_lora() = assignment.lora();
   outgoing_ = *std::move(update);
-  KeepOutgoing();
+  outgoing_kept_ = false;
   return SubmitOutgoing(std::move(state));
 }
 
@@ -244,10 +244,11 @@ absl::StatusOr<v1::OutboxEntry> Participant::Encode(const Task& task, const Trai
 
 void Participant::KeepOutgoing() {
   outbox_read_ = true;
-  if (parts_.outbox == nullptr) return;
+  if (parts_.outbox == nullptr || outgoing_kept_) return;
   const absl::Status kept = FEDGE_FAILPOINT_RUN(
       "client.outbox", parts_.outbox->Write(options_.node_id, SealMessage(*outgoing_)));
-  if (kept.ok()) {
+  outgoing_kept_ = kept.ok();
+  if (outgoing_kept_) {
     training_.Forget();
   } else {
     warnings_.push_back(absl::StrCat("the finished update of round ", outgoing_->id().round(),
@@ -266,6 +267,7 @@ void Participant::LoadOutgoing() {
                  : bytes.status();
   if (status.ok() && entry.id().node_id() == options_.node_id) {
     outgoing_ = std::move(entry);
+    outgoing_kept_ = true;
     return;
   }
   warnings_.push_back(std::string(status.message()));
@@ -274,6 +276,7 @@ void Participant::LoadOutgoing() {
 }
 
 absl::StatusOr<StepOutcome> Participant::SubmitOutgoing(ParticipantState state) {
+  KeepOutgoing();  // again, where there was no room before
   if (parts_.hold_transfers && parts_.hold_transfers()) {
     StepOutcome outcome;
     outcome.detail = absl::StrCat("the finished update of round ", outgoing_->id().round(),
@@ -284,7 +287,9 @@ absl::StatusOr<StepOutcome> Participant::SubmitOutgoing(ParticipantState state) 
   const absl::StatusOr<v1::UploadReceipt> receipt =
       transfer_.Submit(outgoing_->id(), outgoing_->metrics(), outgoing_->update());
   if (!receipt.ok() && !IsFinal(receipt.status())) {
-    return receipt.status();  // outgoing_ stays for the next call
+    // outgoing_ stays for the next call
+    if (parts_.outbox == nullptr || outgoing_kept_) return receipt.status();
+    return Annotate(receipt.status(), warnings_.back());
   }
   RETURN_IF_ERROR(FEDGE_FAILPOINT("client.receipt"));
   const v1::OutboxEntry sent = *std::move(outgoing_);

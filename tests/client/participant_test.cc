@@ -30,10 +30,12 @@ class MemoryStore : public StateStore {
     return found->second;
   }
   absl::Status Write(absl::string_view node_id, std::string value) override {
+    RETURN_IF_ERROR(write_error);
     bytes[std::string(node_id)] = std::move(value);
     return absl::OkStatus();
   }
   std::map<std::string, std::string> bytes;
+  absl::Status write_error;
 };
 
 std::vector<Record> MakeRecords(int count, const std::string& node) {
@@ -371,6 +373,22 @@ TEST_F(ParticipantTest, AFinishedUpdateSurvivesTheProcessAndCountsOnce) {
   EXPECT_EQ(server_.times_counted, 1);
   EXPECT_EQ(ParticipantState::Parse(store_.bytes["alpha"])->error_feedback,
             ParticipantState::Parse(expected_state)->error_feedback);
+}
+
+TEST_F(ParticipantTest, AFinishedUpdateIsKeptOnceThereIsRoom) {
+  server_.upload_error = absl::UnavailableError("away");
+  outbox_.write_error = absl::ResourceExhaustedError("disk full");
+  Participant participant = MakeParticipant();
+  const absl::Status status = participant.RunOnce(*transformer_).status();
+  EXPECT_TRUE(absl::IsUnavailable(status));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("in memory only until it is sent: disk"));
+  EXPECT_NE(checkpoints_.bytes["alpha"], "");  // what a kill would leave
+  outbox_.write_error = absl::OkStatus();
+  EXPECT_TRUE(absl::IsUnavailable(participant.RunOnce(*transformer_).status()));
+  EXPECT_NE(outbox_.bytes["alpha"], "");
+  EXPECT_EQ(checkpoints_.bytes["alpha"], "");
+  server_.upload_error = absl::OkStatus();
+  EXPECT_EQ(Step(participant).kind, StepKind::kAccepted);
 }
 
 TEST_F(ParticipantTest, AnUpdateWaitsWhileItsCertificateIsRefused) {
