@@ -72,12 +72,17 @@ class RenewingLink : public FederationLink {
     return Explain(Inner()->Report(request));
   }
   void Rest() override { Inner()->Rest(); }
-  void Interrupt() override { Inner()->Interrupt(); }
+  void Interrupt() override {
+    absl::MutexLock lock(&mutex_);
+    interrupted_ = true;
+    inner_->Interrupt();
+  }
 
  private:
   void Connect() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     check_ = std::make_shared<ServerCheck>();
     inner_ = ConnectGrpcAs(identity_, check_, options_);
+    if (interrupted_) inner_->Interrupt();
   }
 
   std::shared_ptr<FederationLink> Inner() {
@@ -85,33 +90,42 @@ class RenewingLink : public FederationLink {
     return inner_;
   }
 
-  // With the server's idea of the time, as far as it is known.
-  void RenewIfDue() {
+  // The identity to renew, if it is time; then for a while nothing.
+  std::optional<NodeIdentity> TakeDue() {
     absl::MutexLock lock(&mutex_);
     const absl::Duration now = clock_->Monotonic();
+    // With the server's idea of the time, as far as it is known.
     if (clock_->Now() - clock_ahead_ < RenewalTime(identity_.certificate) ||
         (last_attempt_ && now - *last_attempt_ < kRenewalPause)) {
-      return;
+      return std::nullopt;
     }
     last_attempt_ = now;
-    const absl::Status status = Renew();
-    if (status.ok()) {
+    return identity_;
+  }
+
+  // No lock is held while the server is asked: an Interrupt must not wait for it.
+  void RenewIfDue() {
+    const std::optional<NodeIdentity> due = TakeDue();
+    if (!due) return;
+    absl::StatusOr<NodeIdentity> renewed = Renew(*due);
+    if (renewed.ok()) {
       LogInfo("node certificate renewed until ",
-              absl::FormatTime(identity_.certificate.not_after(), absl::UTCTimeZone()));
+              absl::FormatTime(renewed->certificate.not_after(), absl::UTCTimeZone()));
+      absl::MutexLock lock(&mutex_);
+      identity_ = *std::move(renewed);
       last_attempt_.reset();
       Connect();
-    } else if (!absl::IsUnavailable(status)) {  // else the call itself says so
-      LogWarning("cannot renew the node's certificate: ", status.message());
+    } else if (!absl::IsUnavailable(renewed.status())) {  // else the call itself says so
+      LogWarning("cannot renew the node's certificate: ", renewed.status().message());
     }
   }
 
-  absl::Status Renew() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+  absl::StatusOr<NodeIdentity> Renew(const NodeIdentity& identity) {
     ASSIGN_OR_RETURN(const PrivateKey key, PrivateKey::Generate());
     v1::RenewRequest request;
     ASSIGN_OR_RETURN(*request.mutable_certificate_request(), MakeCertificateRequest(key));
-    ASSIGN_OR_RETURN(const v1::NodeCertificate issued, RenewOverTls(identity_, request));
-    ASSIGN_OR_RETURN(identity_, folder_.Store(key, issued, identity_.server));
-    return absl::OkStatus();
+    ASSIGN_OR_RETURN(const v1::NodeCertificate issued, RenewOverTls(identity, request));
+    return folder_.Store(key, issued, identity.server);
   }
 
   void NoteTime(int64_t server_time_ms) {
@@ -162,6 +176,7 @@ class RenewingLink : public FederationLink {
   absl::Mutex mutex_;
   NodeIdentity identity_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<FederationLink> inner_ ABSL_GUARDED_BY(mutex_);
+  bool interrupted_ ABSL_GUARDED_BY(mutex_) = false;
   std::shared_ptr<ServerCheck> check_ ABSL_GUARDED_BY(mutex_);
   absl::Duration clock_ahead_ ABSL_GUARDED_BY(mutex_) = absl::ZeroDuration();
   std::optional<absl::Duration> last_attempt_ ABSL_GUARDED_BY(mutex_);
