@@ -4,6 +4,8 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <memory>
+#include <set>
 #include <sstream>
 #include <vector>
 
@@ -11,11 +13,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "client/kept_message.h"
 #include "common/base/digest.h"
 #include "common/base/env.h"
 #include "common/base/status.h"
 #include "fedge/v1/client.pb.h"
 #include "fedge/v1/config.pb.h"
+#include "server/sqlite_db.h"
 #include "tests/robustness/child_process.h"
 #include "tests/server/temporary_dir.h"
 
@@ -87,6 +91,7 @@ class Run {
       if (absl::Now() > end) return "stuck: the device does not come to the run's end";
       if (!server_.IsRunning()) return "the server died";
       if (!client_.IsRunning()) {
+        NoteFinished();
         if (starts_ >= kMaxStarts) return "a crash loop";
         StartClient();
       }
@@ -98,12 +103,14 @@ class Run {
   }
 
   // What must hold after the run.
-  std::string Check() const {
+  std::string Check() {
     const std::string log = FileText(dir_.File("client.log"));
     if (CountOf(log, "the run is finished") == 0) return "the device did not hear of the end";
     if (FileText(dir_.File("state/adapters/current/adapter.gguf")).empty()) {
       return "there is no adapter.gguf at the stable path";
     }
+    const absl::Status counted = CheckCounted();
+    if (!counted.ok()) return std::string(counted.message());
     const std::string leftover = Leftover();
     if (!leftover.empty()) return leftover;
     return LeakedData();
@@ -115,6 +122,8 @@ class Run {
   }
   std::string Place() const { return fault_.substr(0, fault_.find('=')); }
   int starts() const { return starts_; }
+  int lost() const { return lost_; }
+  int doubled() const { return doubled_; }
   int Tasks() const { return CountOf(FileText(dir_.File("client.log")), ": a task of "); }
   std::string Adapter() const {
     return Sha256Of(FileText(dir_.File("state/adapters/current/adapter.gguf"))).Hex();
@@ -172,6 +181,35 @@ class Run {
                   dir_.File("client.log"));
   }
 
+  // The update that waits for its receipt when a process has ended.
+  void NoteFinished() {
+    v1::OutboxEntry entry;
+    const std::string kept = FileText(dir_.File("state/nodes/device.outbox"));
+    if (!kept.empty() && UnsealMessage(kept, "outbox", entry).ok()) {
+      finished_.insert(Sha256Of(entry.update()).Hex());
+    }
+  }
+
+  // Each version is made of one update, each another one, and what was finished is among them.
+  absl::Status CheckCounted() {
+    ASSIGN_OR_RETURN(const std::unique_ptr<SqliteDb> db,
+                     SqliteDb::Open(dir_.File("server/fedge.db")));
+    ASSIGN_OR_RETURN(SqliteStatement query, db->Prepare("SELECT digest FROM contributions"));
+    std::set<std::string> counted;
+    int updates = 0;
+    for (;; ++updates) {
+      ASSIGN_OR_RETURN(const bool row, query.Step());
+      if (!row) break;
+      ASSIGN_OR_RETURN(const Digest digest, query.DigestAt(0));
+      if (!counted.insert(digest.Hex()).second) ++doubled_;
+    }
+    for (const std::string& update : finished_) lost_ += counted.count(update) == 0 ? 1 : 0;
+    if (lost_ > 0) return absl::InternalError("an update that was finished is in no version");
+    if (doubled_ == 0 && updates == kClientRounds) return absl::OkStatus();
+    return absl::InternalError(absl::StrCat(updates, " updates count in ", kClientRounds,
+                                            " versions, ", doubled_, " of them again"));
+  }
+
   // Nothing that waits, and nothing half-written, is left after the end.
   std::string Leftover() const {
     for (const auto& entry :
@@ -201,6 +239,9 @@ class Run {
   testing::TemporaryDir dir_;
   ChildProcess server_, client_;
   int starts_ = 0;
+  std::set<std::string> finished_;  // digests
+  int lost_ = 0;
+  int doubled_ = 0;
 };
 
 }  // namespace
@@ -214,6 +255,8 @@ ClientResult RunClientCase(const ClientPrograms& programs, const std::string& fa
   result.injected = run.Injected();
   result.starts = run.starts();
   result.tasks = run.Tasks();
+  result.lost = run.lost();
+  result.doubled = run.doubled();
   result.adapter = run.Adapter();
   result.hits = run.Hits();
   const bool killed = absl::StrContains(fault, "=crash");

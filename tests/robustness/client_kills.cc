@@ -53,13 +53,16 @@ class Sweep {
       }
     }
     Print();
-    std::printf("%d places, injected %d survived %d\n", places, total_.injected, total_.survived);
+    std::printf("%d places, injected %d survived %d lost %d doubled %d\n", places, total_.injected,
+                total_.survived, lost_, doubled_);
     return places > 0 && total_.survived == total_.injected ? 0 : 1;
   }
 
  private:
   void Try(const std::string& place, const std::string& action, const std::string& fault) {
     const ClientResult result = RunClientCase(programs_, fault, &reference_);
+    lost_ += result.lost;
+    doubled_ += result.doubled;
     Tally& tally = table_[place][action];
     for (Tally* const sum : {&tally, &total_}) {
       sum->injected += result.injected ? 1 : 0;
@@ -93,6 +96,8 @@ class Sweep {
   ClientResult reference_;
   std::map<std::string, std::map<std::string, Tally>> table_;
   Tally total_;
+  int lost_ = 0;
+  int doubled_ = 0;
 };
 
 int Main(int argc, char** argv) {
