@@ -81,6 +81,7 @@ absl::StatusOr<ClientSettings> ResolveSettings(const v1::ClientConfig& config) {
   settings.adapters_dir = config.adapters_dir().empty() ? JoinPath(settings.state_dir, "adapters")
                                                         : config.adapters_dir();
   settings.on_new_adapter = config.on_new_adapter();
+  settings.stay = config.stay();
   if (config.threads() > kMaxThreads) {
     return absl::InvalidArgumentError(
         absl::StrCat("threads: ", config.threads(), ", at most ", kMaxThreads));

@@ -23,6 +23,7 @@ struct ClientSettings {
   std::string state_dir;
   std::string adapters_dir;
   std::string on_new_adapter;  // empty: none
+  bool stay = false;           // after a run, wait for the next one
   int threads = 0;             // 0: all processors
   int64_t memory_limit_bytes = 0;
   absl::Duration checkpoint_interval;

@@ -17,7 +17,7 @@ absl::Status Join(const JoinOptions& options) {
   ASSIGN_OR_RETURN(const JoinedNode node, JoinFederation(options, *Env::Posix(), *Clock::Real()));
   if (!node.warning.empty()) std::cerr << "fedge-client: " << node.warning << "\n";
   std::cout << "joined " << node.server << " as node '" << node.node_id << "'; next: fedge-client "
-            << "run --model FILE --data PATH --state-dir " << options.state_dir << "\n";
+            << "run --data PATH --state-dir " << options.state_dir << "\n";
   return absl::OkStatus();
 }
 
@@ -42,7 +42,7 @@ ClientCommand AddJoinCommand(CLI::App& program) {
   join->add_option("--state-dir", options->state_dir, "What the node keeps, its identity included")
       ->capture_default_str();
   join->footer("Example:\n  fedge-client join https://10.0.0.5:9481 --token FEDGE1.MFRGG...\n");
-  return {join, [options] { return Join(*options); }};
+  return {join, [options] { return Join(*options); }, nullptr};
 }
 
 }  // namespace fedge

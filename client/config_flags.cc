@@ -4,6 +4,7 @@
 #include "common/base/env.h"
 #include "common/base/status.h"
 #include "common/config/config_file.h"
+#include "common/config/config_places.h"
 
 namespace fedge {
 
@@ -42,8 +43,9 @@ void AddConfigFlags(CLI::App* command, ConfigFlags* flags) {
 
 absl::StatusOr<ClientSettings> SettingsOf(const ConfigFlags& flags) {
   v1::ClientConfig config;
+  ConfigPlaces places;
   if (!flags.config.empty()) {
-    RETURN_IF_ERROR(LoadConfigFile(flags.config, *Env::Posix(), config));
+    RETURN_IF_ERROR(LoadConfigFile(flags.config, *Env::Posix(), config, &places));
   }
   if (flags.server) config.set_server(*flags.server);
   if (flags.model) config.set_model(*flags.model);
@@ -53,8 +55,13 @@ absl::StatusOr<ClientSettings> SettingsOf(const ConfigFlags& flags) {
   if (flags.state_dir) config.set_state_dir(*flags.state_dir);
   if (flags.adapters_dir) config.set_adapters_dir(*flags.adapters_dir);
   if (flags.insecure) config.set_insecure(true);
-  if (flags.threads) config.set_threads(*flags.threads);
-  return ResolveSettings(config);
+  if (flags.threads) {
+    config.set_threads(*flags.threads);
+    places.Override("threads");
+  }
+  absl::StatusOr<ClientSettings> settings = ResolveSettings(config);
+  if (!settings.ok()) return places.Locate(settings.status());
+  return settings;
 }
 
 }  // namespace fedge

@@ -22,7 +22,9 @@
 #include "client/wakeable_clock.h"
 #include "common/base/logging.h"
 #include "common/base/process_memory.h"
+#include "common/base/rng.h"
 #include "common/base/status.h"
+#include "common/base/systemd_notifier.h"
 #include "common/base/thread_pool.h"
 #include "common/base/work_gate.h"
 #include "common/model/chat_template.h"
@@ -33,6 +35,8 @@ namespace {
 
 // A pause so long lets the connection go.
 constexpr absl::Duration kRestPause = absl::Seconds(2);
+// Between the end of a run and asking for another one, give or take a half.
+constexpr absl::Duration kPauseAfterRun = absl::Minutes(30);
 
 absl::StatusOr<std::vector<Record>> ReadLocalRecords(const std::string& data, const BaseModel& base,
                                                      Env& env) {
@@ -65,7 +69,8 @@ absl::Status PrepareFolder(const std::string& dir, Env& env) {
 class Daemon {
  public:
   Daemon(const ClientSettings& settings, const DaemonOptions& options, Env& env)
-      : settings_(settings),
+      : notifier_(SystemdNotifier::FromEnvironment()),
+        settings_(settings),
         options_(options),
         env_(env),
         board_(&clock_),
@@ -81,13 +86,16 @@ class Daemon {
   absl::Status LoadModelAndData();
   absl::StatusOr<ModelFile> FetchModel();
   std::unique_ptr<Participant> MakeParticipant(int threads);
-  absl::Status TakePart();
+  // Until the run is over, and then the next ones, if the owner wants that.
+  absl::Status WorkForRuns();
+  absl::Status TakePart(bool* finished);
   void Describe(v1::DeviceReport& device);
   void OnOutcome(const absl::StatusOr<StepOutcome>& outcome, absl::Duration pause);
   void SaveTraffic();
   void KeepAdapter(const absl::Status& kept);
   absl::Status Leave();
 
+  const SystemdNotifier notifier_;  // before any thread: it changes the environment
   const ClientSettings settings_;
   const DaemonOptions options_;
   Env& env_;
@@ -118,8 +126,7 @@ absl::Status Daemon::Run() {
                      JoinPath(settings_.state_dir, "left"), " to take part again"));
   }
   RETURN_IF_ERROR(Start());
-  absl::Status status = LoadModelAndData();
-  if (status.ok()) status = TakePart();
+  absl::Status status = WorkForRuns();
   if (supervisor_->stopping()) status = absl::OkStatus();
   SaveTraffic();
   if (supervisor_->leaving()) status = Leave();
@@ -152,6 +159,7 @@ absl::Status Daemon::Start() {
   parts.gate = &gate_;
   parts.board = &board_;
   parts.state_dir = settings_.state_dir;
+  parts.notifier = notifier_;
   parts.on_stop = [this] { link_->Interrupt(); };
   ASSIGN_OR_RETURN(supervisor_, Supervisor::Start(std::move(parts)));
   activity_ = std::make_unique<ActivityLog>(&board_, [this] { return supervisor_->Joules(); });
@@ -173,7 +181,7 @@ absl::StatusOr<ModelFile> Daemon::FetchModel() {
   options.on_wait = [this](const absl::Status& why, absl::Duration pause) {
     LogWarning(why.message(), "; again in ",
                absl::FormatDuration(absl::Trunc(pause, absl::Seconds(1))));
-    board_.SetState("unreachable", why.message());
+    board_.SetState("waiting", why.message());
     link_->Rest();
   };
   return FetchModelFile(options, *link_, clock_, env_);
@@ -239,7 +247,22 @@ std::unique_ptr<Participant> Daemon::MakeParticipant(int threads) {
   return std::make_unique<Participant>(std::move(options), std::move(parts));
 }
 
-absl::Status Daemon::TakePart() {
+absl::Status Daemon::WorkForRuns() {
+  Rng jitter = Rng::Stream(StableHash(server_.node_id), "run-jitter");
+  for (;;) {
+    RETURN_IF_ERROR(LoadModelAndData());
+    bool finished = false;
+    RETURN_IF_ERROR(TakePart(&finished));
+    if (!finished || !settings_.stay || options_.once) return absl::OkStatus();
+    const absl::Duration pause = kPauseAfterRun * (0.5 + jitter.Uniform());
+    board_.NoteNextCheckIn(pause);
+    board_.SetState("waiting", "the run is finished; for the server's next one");
+    link_->Rest();
+    clock_.Sleep(pause);
+  }
+}
+
+absl::Status Daemon::TakePart(bool* finished) {
   ThreadPool pool(settings_.threads > 0 ? settings_.threads : ThreadPool::AvailableProcessors());
   pool.set_gate(&gate_);
   Transformer transformer(base_, &pool);
@@ -257,12 +280,13 @@ absl::Status Daemon::TakePart() {
   loop.on_outcome = [this](const absl::StatusOr<StepOutcome>& outcome, absl::Duration pause) {
     OnOutcome(outcome, pause);
   };
-  bool finished = false;
-  RETURN_IF_ERROR(RunSteps(loop, *participant, transformer, clock_, &finished));
-  if (!finished) return absl::OkStatus();
+  RETURN_IF_ERROR(RunSteps(loop, *participant, transformer, clock_, finished));
+  if (!*finished) return absl::OkStatus();
   ASSIGN_OR_RETURN(const LoraAdapter adapter, participant->FetchFinalAdapter());
-  RETURN_IF_ERROR(
-      adapters_->PutGlobal(adapter, participant->finished_run(), participant->finished_version()));
+  const absl::Status kept =
+      adapters_->PutGlobal(adapter, participant->finished_run(), participant->finished_version());
+  KeepAdapter(kept);
+  RETURN_IF_ERROR(kept);
   LogInfo("final adapter: ", JoinPath(settings_.adapters_dir, "current/adapter.gguf"), " and ",
           JoinPath(settings_.adapters_dir, "current/peft"));
   return absl::OkStatus();

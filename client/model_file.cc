@@ -117,10 +117,10 @@ class Fetching {
   absl::StatusOr<ModelFile> Open(const Wanted& wanted) {
     const std::string path = Path(FileName(wanted.digest));
     RETURN_IF_ERROR(env_.FileSize(path).status());
-    absl::StatusOr<ModelFile> file = OpenModelFile(path, env_);
-    if (file.ok() && file->base->sha256() == wanted.digest) return file;
-    LogWarning(path, ": ",
-               file.ok() ? "not what its name says, damaged on the disk" : file.status().message(),
+    const absl::StatusOr<std::shared_ptr<const BaseModel>> base = BaseModel::Load(path, env_);
+    if (base.ok() && (*base)->sha256() == wanted.digest) return ModelFile{path, *base};
+    LogWarning(base.ok() ? absl::StrCat(path, ": not what its name says, damaged on the disk")
+                         : base.status().message(),
                "; it is fetched again");
     RETURN_IF_ERROR(env_.Remove(path));
     return absl::DataLossError(absl::StrCat(

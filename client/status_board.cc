@@ -72,13 +72,15 @@ std::string StatusAsText(const v1::ClientStatus& status) {
     line("task", absl::StrFormat("run %s, round %d, step %d of %d", status.run_id(), status.round(),
                                  status.step(), status.steps()));
   }
-  line("updates", absl::StrFormat("%d accepted, %d refused or late, %d tasks failed",
-                                  status.updates_accepted(), status.updates_rejected(),
-                                  status.tasks_failed()));
+  if (status.pid() > 0) {  // counted by a daemon that runs
+    line("updates", absl::StrFormat("%d accepted, %d refused or late, %d tasks failed",
+                                    status.updates_accepted(), status.updates_rejected(),
+                                    status.tasks_failed()));
+    line("today", absl::StrCat(status.bytes_today(), " bytes sent and received"));
+  }
   if (status.outbox_bytes() > 0) {
     line("outbox", absl::StrCat(status.outbox_bytes(), " bytes wait for their receipt"));
   }
-  line("today", absl::StrCat(status.bytes_today(), " bytes sent and received"));
   if (status.tokens_per_second() > 0) {
     line("speed", absl::StrFormat("%.1f tokens/s", status.tokens_per_second()));
   }

@@ -6,6 +6,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdlib>
@@ -76,6 +77,7 @@ Supervisor::Supervisor(Parts parts, ControlSocket socket, int signal_fd, int wak
       socket_(std::move(socket)),
       signal_fd_(signal_fd),
       wake_fd_(wake_fd),
+      notifier_(parts_.notifier),
       paused_(IsPaused(parts_.state_dir)) {
   thread_ = std::thread([this] { Run(); });
 }
@@ -93,11 +95,23 @@ void Supervisor::WakeThread() {
   if (write(wake_fd_, &one, sizeof(one)) < 0) errno = 0;  // full: it is awake
 }
 
+void Supervisor::WaitForEvent(bool often) {
+  const absl::Duration longest =
+      std::min(often ? kLookWhileTraining : absl::InfiniteDuration(), notifier_.AliveInterval());
+  const bool for_ever = longest == absl::InfiniteDuration();
+  pollfd fds[] = {{signal_fd_, POLLIN, 0}, {wake_fd_, POLLIN, 0}, {socket_.fd(), POLLIN, 0}};
+  poll(fds, 3, for_ever ? -1 : static_cast<int>(absl::ToInt64Milliseconds(longest)));
+}
+
 void Supervisor::Run() {
   absl::Duration kill_at = absl::InfiniteDuration();
+  bool told = false;  // systemd, that it stops
+  notifier_.Ready("");
   while (!ended_) {
     const bool stopping = stopping_;
     const absl::Duration now = parts_.clock->Monotonic();
+    notifier_.Alive(now);
+    if (stopping && !std::exchange(told, true)) notifier_.Stopping();
     // Leaving takes a call to the server.
     if (stopping && !leaving_ && kill_at == absl::InfiniteDuration()) {
       kill_at = now + parts_.stop_deadline;
@@ -106,9 +120,7 @@ void Supervisor::Run() {
       LogWarning("stopped in the middle of what it did; what is on disk is whole");
       _exit(0);
     }
-    const bool often = training_ || stopping;
-    pollfd fds[] = {{signal_fd_, POLLIN, 0}, {wake_fd_, POLLIN, 0}, {socket_.fd(), POLLIN, 0}};
-    poll(fds, 3, often ? static_cast<int>(absl::ToInt64Milliseconds(kLookWhileTraining)) : -1);
+    WaitForEvent(training_ || stopping);
     signalfd_siginfo info;
     if (read(signal_fd_, &info, sizeof(info)) == sizeof(info)) {
       LogInfo("stopping: ", info.ssi_signo == SIGINT ? "SIGINT" : "SIGTERM");

@@ -1,5 +1,6 @@
 // The daemon's second thread: looks at the device while training runs and holds it at once when the
-// policy says so, takes commands and signals, and sees to it that a stop does not take long.
+// policy says so, takes commands and signals, tells systemd that the service is up and alive, and
+// sees to it that a stop does not take long.
 #ifndef FEDGE_CLIENT_SUPERVISOR_H_
 #define FEDGE_CLIENT_SUPERVISOR_H_
 
@@ -20,6 +21,7 @@
 #include "client/metered_link.h"
 #include "client/status_board.h"
 #include "client/wakeable_clock.h"
+#include "common/base/systemd_notifier.h"
 #include "common/base/work_gate.h"
 
 namespace fedge {
@@ -40,6 +42,7 @@ class Supervisor {
     WorkGate* gate = nullptr;  // of the training's pool
     StatusBoard* board = nullptr;
     std::string state_dir;
+    SystemdNotifier notifier;
     std::function<void()> on_stop;  // may be empty; from the thread, once
     // A process that has not ended so long after it was told to is ended (exit code 0): whatever
     // it does, its disk is whole at any time. Infinite: never.
@@ -63,6 +66,7 @@ class Supervisor {
   Supervisor(Parts parts, ControlSocket socket, int signal_fd, int wake_fd);
 
   void Run();
+  void WaitForEvent(bool often);
   // Measures, decides, and holds or opens the gate.
   void Look();
   void ApplyLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -74,6 +78,7 @@ class Supervisor {
   ControlSocket socket_;
   const int signal_fd_;
   const int wake_fd_;
+  SystemdNotifier notifier_;  // of the thread
   std::atomic<bool> stopping_{false};
   std::atomic<bool> leaving_{false};
   std::atomic<bool> ended_{false};

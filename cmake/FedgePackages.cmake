@@ -37,7 +37,7 @@ endfunction()
 
 fedge_package(server PROGRAM fedge-server SERVICE server CONFIG deploy/debian/server.yaml
   DESCRIPTION "aggregation server of Fedge: federated fine-tuning of quantized language models")
-fedge_package(client PROGRAM fedge-client
+fedge_package(client PROGRAM fedge-client SERVICE client CONFIG deploy/debian/client.yaml
   DESCRIPTION "edge daemon of Fedge: fine-tunes a language model on data that stays on the device")
 fedge_package(cli PROGRAM fedge
   DESCRIPTION "operator's program of Fedge: runs, nodes, versions, simulation")

@@ -51,9 +51,13 @@ void SystemdNotifier::Status(absl::string_view status) { Send(StatusLine(status)
 
 void SystemdNotifier::Stopping() { Send("STOPPING=1"); }
 
+absl::Duration SystemdNotifier::AliveInterval() const {
+  return watchdog_ == absl::ZeroDuration() ? absl::InfiniteDuration() : watchdog_ / 3;
+}
+
 void SystemdNotifier::Alive(absl::Duration now) {
   if (watchdog_ == absl::ZeroDuration()) return;
-  if (last_alive_ && now - *last_alive_ < watchdog_ / 3) return;
+  if (last_alive_ && now - *last_alive_ < AliveInterval()) return;
   last_alive_ = now;
   Send("WATCHDOG=1");
 }

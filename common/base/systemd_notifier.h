@@ -25,6 +25,8 @@ class SystemdNotifier {
   // The service works; call it often, only when it does. Sends three times in the time after
   // which systemd would restart the service.
   void Alive(absl::Duration now);
+  // How often Alive sends; infinite without a watchdog.
+  absl::Duration AliveInterval() const;
 
  private:
   void Send(absl::string_view state) const;

@@ -163,7 +163,7 @@ TEST_F(ModelFileTest, RefusesWhatIsNotTheModel) {
 TEST_F(ModelFileTest, SaysWhatToDoWhereTheServerDoesNotGiveItAway) {
   server_.answer.mutable_base_model()->set_served(false);
   EXPECT_THAT(Fetch().status().message(), HasSubstr("give a copy of the file with --model"));
-  server_.answer.mutable_retry();
+  server_.answer.mutable_finished();
   EXPECT_THAT(Fetch().status().message(), HasSubstr("does not name its base model"));
   const auto missing = OpenModelFile(dir_.File("none.gguf"), *Env::Posix());
   EXPECT_EQ(missing.status().code(), absl::StatusCode::kNotFound);

@@ -2,7 +2,10 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <thread>
@@ -17,6 +20,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::StartsWith;
 
 class SettableProbe : public DeviceProbe {
  public:
@@ -141,6 +145,35 @@ TEST_F(SupervisorTest, AFolderWithALongNameHasASocketToo) {
   auto supervisor = Supervisor::Start(parts_);
   ASSERT_TRUE(supervisor.ok()) << supervisor.status();
   EXPECT_TRUE(AskDaemon(parts_.state_dir, "status").ok());
+}
+
+TEST_F(SupervisorTest, TellsSystemdThatItIsUpAliveAndStopping) {
+  const std::string path = dir_.File("notify");
+  const int manager = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  ASSERT_LT(path.size(), sizeof(address.sun_path));
+  path.copy(address.sun_path, path.size());
+  ASSERT_EQ(bind(manager, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+  setenv("NOTIFY_SOCKET", path.c_str(), 1);
+  setenv("WATCHDOG_USEC", "30000", 1);
+  unsetenv("WATCHDOG_PID");
+  parts_.notifier = SystemdNotifier::FromEnvironment();
+  const auto next = [&] {
+    char buffer[256];
+    const ssize_t size = recv(manager, buffer, sizeof(buffer), 0);
+    return size < 0 ? "" : std::string(buffer, static_cast<size_t>(size));
+  };
+  auto supervisor = Supervisor::Start(parts_).value();
+  EXPECT_THAT(next(), StartsWith("READY=1\n"));
+  // Also while nothing happens.
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(next(), "WATCHDOG=1");
+  supervisor->Stop();
+  std::string told = next();
+  while (told == "WATCHDOG=1") told = next();
+  EXPECT_EQ(told, "STOPPING=1");
+  supervisor.reset();
+  close(manager);
 }
 
 TEST(StateLockTest, TheSecondIsRefusedAndTheLockEndsWithItsOwner) {
