@@ -62,23 +62,31 @@ absl::StatusOr<CheckInDecision> Coordinator::CheckIn(absl::string_view node_id,
 
 CheckInDecision Coordinator::Decide(absl::string_view node_id, absl::Duration now) {
   if (paused_ && phase_ != Phase::kFinished) {
-    return RetryLater{plan_.retry, plan_.retry * 2, "the run is paused"};
+    return Later("the run is paused");
   }
   switch (phase_) {
     case Phase::kFinished:
       return RunEnded{state_.version};
     case Phase::kPublishing:  // a matter of milliseconds, mostly
-      return RetryLater{plan_.retry / 8, plan_.retry / 4,
-                        absl::StrCat("round ", round_ - 1, " is being aggregated")};
+      return Later(absl::StrCat("round ", round_ - 1, " is being aggregated"), Pace() / 8);
     case Phase::kWaiting:
-      return RetryLater{plan_.retry, plan_.retry * 2,
-                        absl::StrCat("waiting for nodes: ", NodesAvailable(), " of ", NodesNeeded(),
-                                     " have checked in")};
+      return Later(absl::StrCat("waiting for nodes: ", NodesAvailable(), " of ", NodesNeeded(),
+                                " have checked in"));
     case Phase::kCollecting:
       break;
   }
   if (Participation* const task = TaskOf(node_id, now)) return Assign(node_id, *task, now);
-  return RetryLater{plan_.retry, plan_.retry * 2, WhyNot(node_id)};
+  return Later(WhyNot(node_id));
+}
+
+RetryLater Coordinator::Later(std::string reason, std::optional<absl::Duration> pace) const {
+  const absl::Duration least = pace.value_or(Pace());
+  return RetryLater{least, least * 2, std::move(reason)};
+}
+
+absl::Duration Coordinator::Pace() const {
+  return std::max(plan_.retry,
+                  absl::Seconds(static_cast<double>(nodes_.size()) / kMostCheckInsPerSecond));
 }
 
 Participation* Coordinator::TaskOf(absl::string_view node_id, absl::Duration now) {

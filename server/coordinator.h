@@ -55,6 +55,9 @@ struct TaskAssignment {
   absl::Duration deadline;  // from now
   uint64_t seed = 0;
 };
+// Check-ins come within one to two paces: on average two thirds of this.
+inline constexpr double kMostCheckInsPerSecond = 200;
+
 struct RetryLater {
   absl::Duration min_delay;
   absl::Duration max_delay;
@@ -218,6 +221,10 @@ class Coordinator {
   Participation* TaskOf(absl::string_view node_id, absl::Duration now);
   bool IsKeptOut(absl::string_view node_id) const;
   TaskAssignment Assign(absl::string_view node_id, Participation& task, absl::Duration now);
+  // Pace steering: least time between check-ins of a node without a task, so that those of many
+  // nodes together stay below kMostCheckInsPerSecond.
+  absl::Duration Pace() const;
+  RetryLater Later(std::string reason, std::optional<absl::Duration> pace = std::nullopt) const;
   std::string WhyNot(absl::string_view node_id) const;  // there is no task for it
   bool IsOpen(uint64_t round) const { return phase_ == Phase::kCollecting && round == round_; }
   const Cohort* FindCohort(uint64_t round) const;  // open, or remembered

@@ -99,7 +99,7 @@ absl::Duration Coordinator::RoundTime() {
   const std::optional<absl::Duration> most = speeds_.MostOf(members);
   if (!most) return plan_.round_deadline;
   // A node hears of its task when it next checks in.
-  const absl::Duration learned = 2 * plan_.retry + kMargin * *most;
+  const absl::Duration learned = 2 * Pace() + kMargin * *most;
   return std::min(plan_.round_deadline, std::max(learned, plan_.pace.lease));
 }
 
@@ -116,7 +116,8 @@ Participation& Coordinator::AddMember(absl::string_view node_id, absl::Duration 
 
 absl::Duration Coordinator::LeaseEnd(absl::string_view node_id, const Participation& task) const {
   const absl::Duration end = task.last_sign + plan_.pace.lease;
-  if (!task.told) return end;
+  // Of many, one hears of its task late.
+  if (!task.told) return std::max(end, task.last_sign + 3 * Pace());
   // It may be training, and is silent then.
   const std::optional<absl::Duration> expected = speeds_.Expected(node_id);
   return end + (expected ? *expected * kMargin : plan_.round_deadline);

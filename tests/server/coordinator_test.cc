@@ -46,6 +46,17 @@ TEST(CoordinatorTest, WaitsForMinimumOfNodes) {
   EXPECT_THAT(rounds.Take<RoundStarted>()->cohort, ElementsAre("a", "b", "c", "d"));
 }
 
+TEST(CoordinatorTest, ManyNodesAreAskedToComeLessOften) {
+  RunPlan plan = TinyPlan();
+  plan.min_nodes = 5000;
+  Rounds rounds(plan);
+  for (int i = 0; i < 2000; ++i) rounds.CheckIn(absl::StrCat("node-", i));
+  const auto later = std::get<RetryLater>(rounds.CheckIn("node-0"));
+  EXPECT_EQ(later.min_delay, absl::Seconds(10));
+  EXPECT_EQ(later.max_delay, absl::Seconds(20));
+  EXPECT_GT(later.min_delay, plan.retry);
+}
+
 TEST(CoordinatorTest, RepeatsTheSameAssignment) {
   Rounds rounds;
   rounds.CheckInAll(4);
