@@ -14,7 +14,7 @@ packages=(
   # wire, store, cryptography
   libgrpc++-dev protobuf-compiler-grpc libprotobuf-dev protobuf-compiler libabsl-dev libssl-dev libsqlite3-dev
   # SIMD, text, configuration, command line, logging
-  libeigen3-dev libhwy-dev libutf8proc-dev libqrencode-dev libyaml-cpp-dev libcli11-dev nlohmann-json3-dev libspdlog-dev
+  libeigen3-dev libhwy-dev libutf8proc-dev libqrencode-dev prometheus-cpp-dev libyaml-cpp-dev libcli11-dev nlohmann-json3-dev libspdlog-dev
   # tests
   libgtest-dev libgmock-dev
 )
@@ -22,7 +22,7 @@ packages=(
 arm64_packages=(
   crossbuild-essential-arm64 qemu-user-static
   libgrpc++-dev:arm64 libprotobuf-dev:arm64 libabsl-dev:arm64 libssl-dev:arm64 libsqlite3-dev:arm64
-  libhwy-dev:arm64 libutf8proc-dev:arm64 libqrencode-dev:arm64 libyaml-cpp0.7:arm64 libspdlog-dev:arm64
+  libhwy-dev:arm64 libutf8proc-dev:arm64 libqrencode-dev:arm64 prometheus-cpp-dev:arm64 libyaml-cpp0.7:arm64 libspdlog-dev:arm64
   libgtest-dev:arm64 libgmock-dev:arm64
 )
 only_list=false

@@ -14,6 +14,7 @@ void EventLog::Add(v1::Event event) {
   event.set_time_us(absl::ToUnixMicros(clock_.Now()));
   absl::MutexLock lock(&mutex_);
   event.set_sequence(++last_);
+  ++counts_[{event.run_id(), event.kind()}];
   events_.push_back(std::move(event));
   if (events_.size() > capacity_) events_.pop_front();
 }
@@ -43,6 +44,13 @@ std::vector<v1::Event> EventLog::After(uint64_t sequence, const v1::LogsRequest&
 uint64_t EventLog::last_sequence() {
   absl::MutexLock lock(&mutex_);
   return last_;
+}
+
+std::vector<EventCount> EventLog::Counts() {
+  std::vector<EventCount> counts;
+  absl::MutexLock lock(&mutex_);
+  for (const auto& [key, count] : counts_) counts.push_back({key.first, key.second, count});
+  return counts;
 }
 
 }  // namespace fedge

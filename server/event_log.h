@@ -6,6 +6,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <map>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -15,6 +18,11 @@
 #include "fedge/v1/admin.pb.h"
 
 namespace fedge {
+
+struct EventCount {
+  std::string run_id, kind;
+  uint64_t count = 0;
+};
 
 // Thread-safe.
 class EventLog {
@@ -31,6 +39,8 @@ class EventLog {
   std::vector<v1::Event> After(uint64_t sequence, const v1::LogsRequest& filter,
                                absl::Duration timeout);
   uint64_t last_sequence();
+  // How many there were of each run and kind, those that are gone included.
+  std::vector<EventCount> Counts();
 
  private:
   static bool Fits(const v1::Event& event, const v1::LogsRequest& filter);
@@ -40,6 +50,7 @@ class EventLog {
   absl::Mutex mutex_;
   std::deque<v1::Event> events_ ABSL_GUARDED_BY(mutex_);
   uint64_t last_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::map<std::pair<std::string, std::string>, uint64_t> counts_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace fedge

@@ -11,6 +11,7 @@
 #include "common/base/logging.h"
 #include "common/base/status.h"
 #include "server/admin_context.h"
+#include "server/fleet_metrics.h"
 #include "server/run_setup.h"
 
 namespace fedge {
@@ -31,6 +32,16 @@ absl::StatusOr<HostPort> ListenHostPort(const v1::ServerConfig& config) {
 
 absl::Status CheckListeners(const v1::ServerConfig& config) {
   RETURN_IF_ERROR(CheckListenAddress(ListenAddress(config)));
+  if (config.has_metrics_listen()) {
+    RETURN_IF_ERROR(CheckListenAddress(config.metrics_listen(), "metrics_listen"));
+  }
+  if (config.has_admin_tcp_listen()) {
+    RETURN_IF_ERROR(CheckListenAddress(config.admin_tcp_listen(), "admin_tcp_listen"));
+    if (config.insecure()) {
+      return absl::InvalidArgumentError(
+          "admin_tcp_listen: needs certificates; leave out insecure, or use the UNIX socket");
+    }
+  }
   if (config.insecure()) return CheckLoopback(ListenAddress(config));
   if (config.has_enroll_listen()) {
     RETURN_IF_ERROR(CheckListenAddress(config.enroll_listen(), "enroll_listen"));
@@ -120,7 +131,28 @@ absl::StatusOr<std::unique_ptr<FederationServer>> FederationServer::Start(
     server->membership_->set_address(HostPort{host, server->grpc_->enroll_port()}.Text());
   }
   RETURN_IF_ERROR(server->ListenForOperators(config));
+  if (config.has_admin_tcp_listen()) {
+    ASSIGN_OR_RETURN(server->admin_tcp_, GrpcAdmin::ListenOnPort(server->MakeAdminContext(),
+                                                                 config.admin_tcp_listen()));
+  }
+  RETURN_IF_ERROR(server->ListenForMetrics(config));
   return server;
+}
+
+AdminContext FederationServer::MakeAdminContext() {
+  AdminContext context;
+  context.federation = federation_.get();
+  context.directory = &federation_->directory();
+  context.events = &events_;
+  context.membership = membership_.get();
+  return context;
+}
+
+absl::Status FederationServer::ListenForMetrics(const v1::ServerConfig& config) {
+  if (!config.has_metrics_listen()) return absl::OkStatus();
+  auto metrics = std::make_shared<FleetMetrics>(MakeAdminContext(), StateDirOf(config));
+  ASSIGN_OR_RETURN(metrics_, MetricsListener::Start(config.metrics_listen(), std::move(metrics)));
+  return absl::OkStatus();
 }
 
 absl::Status FederationServer::ListenForOperators(const v1::ServerConfig& config) {
@@ -129,12 +161,8 @@ absl::Status FederationServer::ListenForOperators(const v1::ServerConfig& config
     if (config.admin_listen() == "off") return absl::OkStatus();
     path = std::string(absl::StripPrefix(config.admin_listen(), "unix:"));
   }
-  AdminContext context;
-  context.federation = federation_.get();
-  context.directory = &federation_->directory();
-  context.events = &events_;
-  context.membership = membership_.get();
-  absl::StatusOr<std::unique_ptr<GrpcAdmin>> admin = GrpcAdmin::Start(context, path);
+  absl::StatusOr<std::unique_ptr<GrpcAdmin>> admin =
+      GrpcAdmin::ListenOnSocket(MakeAdminContext(), path);
   if (admin.ok()) {
     admin_ = *std::move(admin);
     admin_address_ = absl::StrCat("unix:", path);
@@ -149,6 +177,8 @@ absl::Status FederationServer::ListenForOperators(const v1::ServerConfig& config
 FederationServer::~FederationServer() { Shutdown(absl::ZeroDuration()); }
 
 void FederationServer::Shutdown(absl::Duration grace) {
+  metrics_.reset();
+  if (admin_tcp_ != nullptr) admin_tcp_->Shutdown();
   if (admin_ != nullptr) admin_->Shutdown();
   if (grpc_ != nullptr) grpc_->Shutdown(grace);
   if (federation_ != nullptr) federation_->Stop();

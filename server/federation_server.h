@@ -16,6 +16,7 @@
 #include "server/grpc_admin.h"
 #include "server/grpc_server.h"
 #include "server/membership.h"
+#include "server/metrics_listener.h"
 
 namespace fedge {
 
@@ -46,13 +47,17 @@ class FederationServer {
   Membership* membership() { return membership_.get(); }  // null: insecure
   // Where operators are served; empty: nowhere.
   const std::string& admin_address() const { return admin_address_; }
+  int admin_tcp_port() const { return admin_tcp_ == nullptr ? 0 : admin_tcp_->port(); }  // 0: none
+  int metrics_port() const { return metrics_ == nullptr ? 0 : metrics_->port(); }  // 0: nowhere
 
   // Ends the transports (see GrpcServer::Shutdown), then evaluations; the state is stored.
   void Shutdown(absl::Duration grace);
 
  private:
   explicit FederationServer(Clock* clock) : events_(clock) {}
+  AdminContext MakeAdminContext();
   absl::Status ListenForOperators(const v1::ServerConfig& config);
+  absl::Status ListenForMetrics(const v1::ServerConfig& config);
 
   EventLog events_;
   std::unique_ptr<Federation> federation_;
@@ -60,7 +65,8 @@ class FederationServer {
   std::unique_ptr<Membership> membership_;
   std::unique_ptr<GrpcServer> grpc_;
   std::string admin_address_;
-  std::unique_ptr<GrpcAdmin> admin_;
+  std::unique_ptr<GrpcAdmin> admin_, admin_tcp_;
+  std::unique_ptr<MetricsListener> metrics_;
 };
 
 }  // namespace fedge

@@ -15,6 +15,7 @@
 #include "common/base/status.h"
 #include "server/admin_context.h"
 #include "server/admin_service.h"
+#include "server/grpc_security.h"
 
 namespace fedge {
 namespace {
@@ -27,10 +28,27 @@ constexpr auto kGrace = std::chrono::seconds(1);
 }  // namespace
 
 struct GrpcAdmin::State {
-  State(const AdminContext& context, const std::string& socket)
-      : path(socket), service(MakeAdminService(context, stopping)) {}
+  explicit State(const AdminContext& context) : service(MakeAdminService(context, stopping)) {}
 
-  const std::string path;
+  // Listens on `address`, a null server if it cannot.
+  void Listen(const std::string& address,
+              const std::shared_ptr<grpc::ServerCredentials>& credentials) {
+    grpc::ServerBuilder builder;
+    builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
+    builder.SetMaxSendMessageSize(kMaxMessageBytes);
+    builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, 8192);
+    builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, 5000);
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    grpc::ResourceQuota quota("fedge-admin");
+    quota.SetMaxThreads(kMaxThreads);
+    builder.SetResourceQuota(quota);
+    builder.RegisterService(service.get());
+    builder.AddListeningPort(address, credentials, &port);
+    server = builder.BuildAndStart();
+  }
+
+  std::string path;  // of the socket; empty: TCP
+  int port = 0;
   std::atomic<bool> stopping{false};
   std::unique_ptr<grpc::Service> service;
   std::unique_ptr<grpc::Server> server;
@@ -41,26 +59,21 @@ GrpcAdmin::GrpcAdmin(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
 GrpcAdmin::~GrpcAdmin() { Shutdown(); }
 
-absl::StatusOr<std::unique_ptr<GrpcAdmin>> GrpcAdmin::Start(const AdminContext& context,
-                                                            const std::string& path) {
+int GrpcAdmin::port() const { return state_->path.empty() ? state_->port : 0; }
+
+absl::StatusOr<std::unique_ptr<GrpcAdmin>> GrpcAdmin::ListenOnSocket(const AdminContext& context,
+                                                                     const std::string& path) {
   if (path.size() > kMaxSocketPath) {
     return absl::InvalidArgumentError(absl::StrCat(
         "admin_listen: the path of a socket has at most ", kMaxSocketPath, " bytes, '", path,
         "' has ", path.size(), "; operators are not served; set admin_listen to a shorter one"));
   }
-  auto state = std::make_unique<State>(context, path);
-  grpc::ServerBuilder builder;
-  builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
-  builder.SetMaxSendMessageSize(kMaxMessageBytes);
-  grpc::ResourceQuota quota("fedge-admin");
-  quota.SetMaxThreads(kMaxThreads);
-  builder.SetResourceQuota(quota);
-  builder.RegisterService(state->service.get());
-  builder.AddListeningPort(absl::StrCat("unix:", path), grpc::InsecureServerCredentials());
+  auto state = std::make_unique<State>(context);
+  state->path = path;
   // The mode must be right from the first moment on. Files that other threads make meanwhile are
   // only more private than usual.
   const mode_t before = umask(0177);
-  state->server = builder.BuildAndStart();
+  state->Listen(absl::StrCat("unix:", path), grpc::InsecureServerCredentials());
   umask(before);
   if (state->server == nullptr) {
     return absl::FailedPreconditionError(
@@ -70,12 +83,25 @@ absl::StatusOr<std::unique_ptr<GrpcAdmin>> GrpcAdmin::Start(const AdminContext& 
   return std::unique_ptr<GrpcAdmin>(new GrpcAdmin(std::move(state)));
 }
 
+absl::StatusOr<std::unique_ptr<GrpcAdmin>> GrpcAdmin::ListenOnPort(const AdminContext& context,
+                                                                   const std::string& address) {
+  auto state = std::make_unique<State>(context);
+  state->Listen(address, MakeTlsCredentials(ListenerKind::kAdmin, *context.membership));
+  if (state->server == nullptr || state->port == 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("admin_tcp_listen: cannot listen on ", address,
+                     ": the port is in use or the address is not this machine's; choose another"));
+  }
+  return std::unique_ptr<GrpcAdmin>(new GrpcAdmin(std::move(state)));
+}
+
 void GrpcAdmin::Shutdown() {
   std::call_once(state_->shut_down, [&] {
     state_->stopping = true;
+    if (state_->server == nullptr) return;
     state_->server->Shutdown(std::chrono::system_clock::now() + kGrace);
     state_->server->Wait();
-    unlink(state_->path.c_str());
+    if (!state_->path.empty()) unlink(state_->path.c_str());
   });
 }
 

@@ -101,7 +101,8 @@ void LogEvents::OnUpdate(const UpdateJudged& update) {
     level = v1::Event::WARNING;
     absl::StrAppend(&text, ": ", update.verdict.reason);
   }
-  Add(NodeEvent("update", level, update.round, update.node_id, text));
+  Add(NodeEvent(absl::StrCat("update-", VerdictName(update.verdict.verdict)), level, update.round,
+                update.node_id, text));
 }
 
 void LogEvents::OnTaskFailed(const TaskFailed& failure) {

@@ -201,6 +201,10 @@ absl::Status Serve(const Flags& flags, bool* store_failed) {
   const std::unique_ptr<FederationServer> server = *std::move(started);
   LogRuns(server->federation());
   const std::string listen = config.has_listen() ? config.listen() : "127.0.0.1:9480";
+  if (server->admin_tcp_port() != 0) {
+    LogInfo("operators with certificates: port ", server->admin_tcp_port());
+  }
+  if (server->metrics_port() != 0) LogInfo("metrics: port ", server->metrics_port(), ", /metrics");
   if (!server->admin_address().empty()) LogInfo("operators: ", server->admin_address());
   LogInfo("listening on ", listen.substr(0, listen.rfind(':')), ":", server->grpc().port());
   if (!flags.join_token_file.empty()) {

@@ -43,6 +43,20 @@ TEST(EventLogTest, KeepsTheNewestInOrder) {
   EXPECT_THAT(Texts(log.Newest({}, 0)), ElementsAre());
 }
 
+TEST(EventLogTest, CountsWhatIsGoneToo) {
+  ManualClock clock;
+  EventLog log(&clock, 1);
+  v1::Event event = Event("a", "", "text");
+  event.set_kind("published");
+  log.Add(event);
+  log.Add(event);
+  const std::vector<EventCount> counts = log.Counts();
+  ASSERT_EQ(counts.size(), 1u);
+  EXPECT_EQ(counts[0].run_id, "a");
+  EXPECT_EQ(counts[0].kind, "published");
+  EXPECT_EQ(counts[0].count, 2u);
+}
+
 TEST(EventLogTest, ShowsWhatIsAskedFor) {
   ManualClock clock;
   EventLog log(&clock);

@@ -42,6 +42,7 @@ void RegisterAll(CLI::App& app, CommandContext& context) {
   RegisterLogs(app, context);
   RegisterToken(app, context);
   RegisterAuthority(app, context);
+  RegisterOperator(app, context);
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ namespace fedge {
 namespace {
 
 struct AuthorityOptions {
-  std::string server;
+  ServerOption server;
   OutputFormat format = OutputFormat::kText;
   v1::AuthorityRotateRequest rotate;
 };

@@ -13,7 +13,7 @@ namespace fedge {
 namespace {
 
 struct LogsOptions {
-  std::string server;
+  ServerOption server;
   OutputFormat format = OutputFormat::kText;
   uint32_t last = 100;
   bool follow = false;

@@ -12,7 +12,7 @@ namespace fedge {
 namespace {
 
 struct NodesOptions {
-  std::string server;
+  ServerOption server;
   OutputFormat format = OutputFormat::kText;
   std::string node_id;
   std::string after;

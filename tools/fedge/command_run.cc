@@ -19,7 +19,7 @@ namespace fedge {
 namespace {
 
 struct RunOptions {
-  std::string server;
+  ServerOption server;
   OutputFormat format = OutputFormat::kText;
   std::string run_id;  // of the command; of create and clone: the new run's
   std::string file;
@@ -74,7 +74,7 @@ absl::Status RunCreate(const RunOptions& options, CommandContext& context) {
   RETURN_IF_ERROR(places.Locate(CheckFields(request.file())));
   absl::StatusOr<std::unique_ptr<AdminLink>> link = AdminLink::Connect(options.server);
   if (options.dry_run && absl::IsUnavailable(link.status())) {
-    context.err() << "note: no server at " << options.server
+    context.err() << "note: no server at " << options.server.address
                   << ": what depends on its models was not checked\n";
     v1::RunCreateResponse response;
     response.mutable_run()->set_run_id(request.file().run().id());
@@ -176,7 +176,8 @@ absl::Status RunWatch(const RunOptions& options, CommandContext& context) {
   RETURN_IF_ERROR(link->RunWatch(request, take, [&context] { return context.interrupted(); }));
   if (live) line.Finish();
   if (over || context.interrupted()) return absl::OkStatus();
-  return absl::UnavailableError(absl::StrCat("the server at ", options.server, " has gone"));
+  return absl::UnavailableError(
+      absl::StrCat("the server at ", options.server.address, " has gone"));
 }
 
 using Change = absl::StatusOr<v1::RunInfo> (AdminLink::*)(const v1::RunRef&);

@@ -17,7 +17,7 @@ namespace fedge {
 namespace {
 
 struct TokenOptions {
-  std::string server;
+  ServerOption server;
   OutputFormat format = OutputFormat::kText;
   v1::TokenCreateRequest create;
   std::string expires = "1h";

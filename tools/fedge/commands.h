@@ -25,6 +25,7 @@ void RegisterNodes(CLI::App& app, CommandContext& context);
 void RegisterLogs(CLI::App& app, CommandContext& context);
 void RegisterToken(CLI::App& app, CommandContext& context);
 void RegisterAuthority(CLI::App& app, CommandContext& context);
+void RegisterOperator(CLI::App& app, CommandContext& context);
 
 }  // namespace fedge
 

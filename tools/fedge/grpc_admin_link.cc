@@ -10,6 +10,9 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "client/grpc_identity.h"
+#include "client/node_identity.h"
+#include "common/base/env.h"
 #include "common/base/status.h"
 #include "fedge/v1/admin.grpc.pb.h"
 
@@ -24,12 +27,41 @@ constexpr auto kLook = std::chrono::milliseconds(50);
 constexpr int kMaxMessageBytes = 16 << 20;
 
 absl::Status Away(const std::string& server) {
-  return absl::UnavailableError(absl::StrCat(
-      "no server answers at ", server,
-      absl::StartsWith(server, "unix:") ? "; start fedge-server, or name its socket with --server "
-                                          "unix:STATE_DIR/admin.sock (only "
-                                          "the user it runs as may open it)"
-                                        : "; start fedge-server, or name it with --server"));
+  return absl::UnavailableError(
+      absl::StrCat("no server answers at ", server,
+                   absl::StartsWith(server, "unix:")
+                       ? "; start fedge-server, or name its socket with --server "
+                         "unix:STATE_DIR/admin.sock (only "
+                         "the user it runs as may open it)"
+                       : "; is admin_tcp_listen set there, and is the certificate of "
+                         "--identity an operator's, still valid?"));
+}
+
+// The file holds the key, the operator's certificate, then the authorities'.
+absl::StatusOr<NodeIdentity> LoadIdentity(const std::string& path) {
+  ASSIGN_OR_RETURN(const std::string pem, ReadPrivateFile(path, *Env::Posix()));
+  absl::StatusOr<PrivateKey> key = PrivateKey::FromPem(pem);
+  absl::StatusOr<std::vector<Certificate>> certificates = Certificate::ListFromPem(pem);
+  if (!key.ok() || !certificates.ok() || certificates->size() < 2) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ": not a file of `fedge operator certify` (key, certificate, authorities)"));
+  }
+  return NodeIdentity{
+      *std::move(key), certificates->front(), {certificates->begin() + 1, certificates->end()}, ""};
+}
+
+absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> CredentialsFor(
+    const ServerOption& server, std::shared_ptr<ServerCheck> check) {
+  if (absl::StartsWith(server.address, "unix:")) return grpc::InsecureChannelCredentials();
+  if (server.identity.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--server ", server.address,
+                     ": over the network the server wants a certificate: --identity ",
+                     "FILE (`fedge operator certify` on the server makes one), or use --server "
+                     "unix:PATH there"));
+  }
+  ASSIGN_OR_RETURN(const NodeIdentity identity, LoadIdentity(server.identity));
+  return MakeNodeCredentials(identity, std::move(check));
 }
 
 absl::Status ToStatus(const grpc::Status& status) {
@@ -95,19 +127,24 @@ AdminLink::AdminLink(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
 AdminLink::~AdminLink() = default;
 
-absl::StatusOr<std::unique_ptr<AdminLink>> AdminLink::Connect(const std::string& server) {
+absl::StatusOr<std::unique_ptr<AdminLink>> AdminLink::Connect(const ServerOption& server) {
   gpr_set_log_verbosity(GPR_LOG_SEVERITY_ERROR);
+  auto check = std::make_shared<ServerCheck>();
+  ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ChannelCredentials> credentials,
+                   CredentialsFor(server, check));
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
   arguments.SetMaxSendMessageSize(kMaxMessageBytes);
   const std::shared_ptr<grpc::Channel> channel =
-      grpc::CreateCustomChannel(server, grpc::InsecureChannelCredentials(), arguments);
+      grpc::CreateCustomChannel(server.address, credentials, arguments);
   const auto deadline = system_clock::now() + kConnect;
   for (;;) {
     const grpc_connectivity_state now = channel->GetState(/*try_to_connect=*/true);
     if (now == GRPC_CHANNEL_READY) break;
     const bool failed = now == GRPC_CHANNEL_TRANSIENT_FAILURE || now == GRPC_CHANNEL_SHUTDOWN;
-    if (failed || !channel->WaitForStateChange(now, deadline)) return Away(server);
+    if (!failed && channel->WaitForStateChange(now, deadline)) continue;
+    const absl::Status found = check->Get();  // of who is there
+    return found.ok() || absl::IsUnknown(found) ? Away(server.address) : found;
   }
   auto state = std::make_unique<State>();
   state->stub = v1::AdminService::NewStub(channel);
@@ -132,6 +169,7 @@ FEDGE_ADMIN_CALL(TokenCreate, TokenCreateRequest, TokenCreateResponse)
 FEDGE_ADMIN_CALL(TokenList, TokenListRequest, TokenListResponse)
 FEDGE_ADMIN_CALL(TokenRevoke, TokenRevokeRequest, TokenRevokeResponse)
 FEDGE_ADMIN_CALL(AuthorityRotate, AuthorityRotateRequest, AuthorityRotateResponse)
+FEDGE_ADMIN_CALL(OperatorCertify, OperatorCertifyRequest, OperatorCertifyResponse)
 #undef FEDGE_ADMIN_CALL
 
 absl::Status AdminLink::RunWatch(const v1::RunRef& request,

@@ -10,14 +10,16 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "fedge/v1/admin.pb.h"
+#include "tools/fedge/server_option.h"
 
 namespace fedge {
 
 // Not thread-safe. Codes are the server's; Unavailable when none answers.
 class AdminLink {
  public:
-  // `server`: "unix:PATH" or "HOST:PORT". Unavailable names it and says what to look at.
-  static absl::StatusOr<std::unique_ptr<AdminLink>> Connect(const std::string& server);
+  // Unavailable names the server and says what to look at. InvalidArgument: HOST:PORT without an
+  // identity, or one that is damaged. Codes of ReadPrivateFile.
+  static absl::StatusOr<std::unique_ptr<AdminLink>> Connect(const ServerOption& server);
   ~AdminLink();
 
   absl::StatusOr<v1::RunCreateResponse> RunCreate(const v1::RunCreateRequest& request);
@@ -35,6 +37,8 @@ class AdminLink {
   absl::StatusOr<v1::TokenRevokeResponse> TokenRevoke(const v1::TokenRevokeRequest& request);
   absl::StatusOr<v1::AuthorityRotateResponse> AuthorityRotate(
       const v1::AuthorityRotateRequest& request);
+  absl::StatusOr<v1::OperatorCertifyResponse> OperatorCertify(
+      const v1::OperatorCertifyRequest& request);
 
   // Streams: until `take` returns false, `interrupted` (may be empty) true, or the server ends it.
   // OK in all three cases.

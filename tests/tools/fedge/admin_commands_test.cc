@@ -140,6 +140,54 @@ TEST_F(AdminCommandsTest, AnAuthorityIsRotatedAndANodeRevoked) {
   EXPECT_TRUE(nameless.IsOneErrorLine()) << nameless.err;
 }
 
+TEST_F(AdminCommandsTest, OperatorsWithCertificatesComeOverTheNetwork) {
+  config_.set_admin_tcp_listen("127.0.0.1:0");
+  EXPECT_EQ(FederationServer::Start(config_, {}).status().code(),
+            absl::StatusCode::kInvalidArgument);  // not with --insecure
+  config_.set_insecure(false);
+  Start();
+  const std::string address = absl::StrCat("127.0.0.1:", server_->admin_tcp_port());
+  const auto over_tcp = [&](std::vector<std::string> arguments, const std::string& identity) {
+    arguments.insert(arguments.end(), {"--server", address});
+    if (!identity.empty()) arguments.insert(arguments.end(), {"--identity", identity});
+    return Run(arguments);
+  };
+  const std::string alice = absl::StrCat(dir_, "/alice.pem"), bob = absl::StrCat(dir_, "/bob.pem");
+  const FedgeRun certified = Admin({"operator", "certify", "alice", "--out", alice});
+  EXPECT_EQ(certified.code, 0) << certified.err;
+  EXPECT_THAT(certified.out, HasSubstr("who may look and change for 90 days"));
+  struct stat info {};
+  ASSERT_EQ(stat(alice.c_str(), &info), 0);
+  EXPECT_EQ(info.st_mode & 0777, 0600u);
+  EXPECT_EQ(Admin({"operator", "certify", "alice", "--out", alice}).code, 4);  // kept
+  ASSERT_EQ(Admin({"operator", "certify", "bob", "--read-only", "--out", bob}).code, 0);
+
+  EXPECT_EQ(over_tcp({"run", "pause", "default"}, alice).code, 0);
+  const FedgeRun looked = over_tcp({"run", "show", "default", "--format", "json"}, bob);
+  EXPECT_EQ(looked.Json()["run"]["state"], "paused") << looked.err;
+  const FedgeRun denied = over_tcp({"run", "resume", "default"}, bob);
+  EXPECT_NE(denied.code, 0);
+  EXPECT_THAT(denied.err, HasSubstr("not allowed for admin-read 'bob'"));
+  EXPECT_EQ(Json({"run", "show", "default"})["run"]["state"], "paused");
+
+  const FedgeRun nobody = over_tcp({"run", "list"}, "");
+  EXPECT_EQ(nobody.code, 2);
+  EXPECT_TRUE(nobody.IsOneErrorLine()) << nobody.err;
+  EXPECT_THAT(nobody.err, HasSubstr("--identity"));
+  const FedgeRun damaged = over_tcp({"run", "list"}, Write("damaged.pem", "nothing"));
+  EXPECT_NE(damaged.code, 0);
+  EXPECT_TRUE(damaged.IsOneErrorLine()) << damaged.err;
+  // Of another federation.
+  testing::TemporaryDir elsewhere;
+  config_.set_state_dir(elsewhere.path());
+  auto other = FederationServer::Start(config_, {});
+  ASSERT_TRUE(other.ok()) << other.status();
+  const FedgeRun foreign = Run({"run", "list", "--identity", alice, "--server",
+                                absl::StrCat("127.0.0.1:", (*other)->admin_tcp_port())});
+  EXPECT_NE(foreign.code, 0);
+  EXPECT_TRUE(foreign.IsOneErrorLine()) << foreign.err;
+}
+
 TEST_F(AdminCommandsTest, ClonesWithChanges) {
   ASSERT_EQ(Admin({"run", "create", RunFile("second")}).code, 0);
   const std::string changes = Write("changes.yaml", "run: {rounds: 9, lora: {init: zero-b}}\n");

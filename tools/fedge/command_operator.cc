@@ -1,0 +1,79 @@
+// fedge operator: certificates with which people and programs operate a server over the network.
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/env.h"
+#include "common/base/status.h"
+#include "common/security/certificate_issuer.h"
+#include "common/security/keys.h"
+#include "tools/fedge/admin_output.h"
+#include "tools/fedge/commands.h"
+#include "tools/fedge/grpc_admin_link.h"
+#include "tools/fedge/server_option.h"
+
+namespace fedge {
+namespace {
+
+struct OperatorOptions {
+  ServerOption server;
+  OutputFormat format = OutputFormat::kText;
+  std::string name, out;
+  bool read_only = false;
+  uint32_t days = 90;
+};
+
+// The key is made here and goes nowhere but into the file.
+absl::Status CertifyOperator(const OperatorOptions& options, CommandContext& context) {
+  Env& env = *Env::Posix();
+  const std::string path = options.out.empty() ? options.name + ".pem" : options.out;
+  if (env.Exists(path)) {
+    return absl::AlreadyExistsError(
+        absl::StrCat(path, ": exists and is not replaced; choose another file with --out"));
+  }
+  ASSIGN_OR_RETURN(const std::unique_ptr<AdminLink> link, AdminLink::Connect(options.server));
+  ASSIGN_OR_RETURN(const PrivateKey key, PrivateKey::Generate());
+  v1::OperatorCertifyRequest request;
+  request.set_name(options.name);
+  request.set_may_write(!options.read_only);
+  request.set_lifetime_seconds(uint64_t{options.days} * 24 * 3600);
+  ASSIGN_OR_RETURN(*request.mutable_certificate_request(), MakeCertificateRequest(key));
+  ASSIGN_OR_RETURN(const v1::OperatorCertifyResponse response, link->OperatorCertify(request));
+  RETURN_IF_ERROR(WritePrivateFile(
+      path, absl::StrCat(key.Pem(), response.certificate_pem(), response.authorities_pem()), env));
+  if (options.format == OutputFormat::kJson) {
+    context.PrintJson({{"identity", path},
+                       {"name", options.name},
+                       {"may_write", !options.read_only},
+                       {"days", options.days}});
+    return absl::OkStatus();
+  }
+  context.out() << path << ": key and certificate of '" << options.name << "', who may "
+                << (options.read_only ? "look" : "look and change") << " for " << options.days
+                << " days; use it with --server HOST:PORT --identity " << path << "\n";
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void RegisterOperator(CLI::App& app, CommandContext& context) {
+  CLI::App* const operators =
+      app.add_subcommand("operator", "Who may operate a server over the network");
+  operators->require_subcommand(1);
+  auto options = std::make_shared<OperatorOptions>();
+  CLI::App* const certify = operators->add_subcommand(
+      "certify", "Make a key and a certificate, for a server with admin_tcp_listen");
+  certify->add_option("name", options->name, "Who it is")->required()->type_name("NAME");
+  AddServerOption(certify, options->server);
+  AddFormatOption(certify, options->format);
+  certify->add_flag("--read-only", options->read_only, "May look, not change");
+  certify->add_option("--days", options->days, "Life of the certificate (default: 90)")
+      ->check(CLI::Range(1, 365));
+  certify->add_option("--out", options->out, "Where to (default: NAME.pem)")->type_name("FILE");
+  certify->footer(
+      "Example:\n  fedge operator certify alice --out alice.pem\n  fedge run list --server "
+      "server.example:9483 --identity alice.pem");
+  context.AddCommand(certify, [options, &context] { return CertifyOperator(*options, context); });
+}
+
+}  // namespace fedge
