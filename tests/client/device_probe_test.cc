@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "common/base/env.h"
+#include "tests/server/temporary_dir.h"
 
 namespace fedge {
 namespace {
@@ -13,18 +14,17 @@ namespace {
 // A /sys and /proc of a test's own.
 class DeviceProbeTest : public ::testing::Test {
  protected:
-  DeviceProbeTest() : root_(::testing::TempDir() + "probe_root") {
-    std::filesystem::remove_all(root_);
+  DeviceProbeTest() : root_(dir_.path()) {
     Put("/proc/stat", "cpu  100 50 100 700 0 10 10 30 0 0\ncpu0 1 2 3\n");
     Put("/proc/meminfo", "MemTotal:  2000 kB\nMemFree: 5 kB\nMemAvailable:    1000 kB\n");
   }
-  ~DeviceProbeTest() override { std::filesystem::remove_all(root_); }
   void Put(const std::string& path, const std::string& text) {
     std::filesystem::create_directories(std::string(DirName(root_ + path)));
     std::ofstream(root_ + path) << text;
   }
   DeviceConditions Measure() { return probe_.Measure(); }
 
+  const testing::TemporaryDir dir_;
   const std::string root_;
   ManualClock clock_;
   LinuxProbe probe_{root_, root_, &clock_};
