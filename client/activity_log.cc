@@ -10,6 +10,7 @@ namespace fedge {
 void ActivityLog::OnTask(const v1::Assignment& task) {
   run_id_ = task.run_id();
   joules_at_task_ = joules_().value_or(0);
+  board_->NoteAnswer();
   board_->Update([&](v1::ClientStatus& status) {
     status.set_state("training");
     status.set_detail("");

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "client/kept_message.h"
 #include "common/base/byte_io.h"
@@ -231,13 +232,14 @@ void LocalTraining::Keep(const v1::Assignment& assignment, const std::string& ke
   *checkpoint.mutable_assignment() = assignment;
   *checkpoint.mutable_metrics() = metrics;
   checkpoint.set_training(training.Serialize(adapter));
+  may_be_kept_ = true;
   const absl::Status kept = FEDGE_FAILPOINT_RUN(
       "client.checkpoint", parts_.checkpoints->Write(options_.node_id, SealMessage(checkpoint)));
   if (kept.ok()) return;
-  // One line a task is enough.
-  const std::string warning = absl::StrCat(
-      "no checkpoint of the training, a restart would begin it again: ", kept.message());
-  if (warnings_.empty() || warnings_.back() != warning) warnings_.push_back(warning);
+  // One line a task is enough; each names another temporary file.
+  constexpr absl::string_view kWarning = "no checkpoint of the training, a restart would begin it";
+  if (!warnings_.empty() && absl::StartsWith(warnings_.back(), kWarning)) return;
+  warnings_.push_back(absl::StrCat(kWarning, " again: ", kept.message()));
 }
 
 std::optional<v1::Assignment> LocalTraining::Unfinished() {
@@ -249,10 +251,12 @@ std::optional<v1::Assignment> LocalTraining::Unfinished() {
   return std::move(*kept.mutable_assignment());
 }
 
-void LocalTraining::Forget() {
-  if (parts_.checkpoints == nullptr) return;
-  // What stays behind is another task's key for every later one.
-  FEDGE_FAILPOINT_RUN("client.forget", parts_.checkpoints->Remove(options_.node_id)).IgnoreError();
+absl::Status LocalTraining::Forget() {
+  if (parts_.checkpoints == nullptr || !may_be_kept_) return absl::OkStatus();
+  RETURN_IF_ERROR(
+      FEDGE_FAILPOINT_RUN("client.forget", parts_.checkpoints->Remove(options_.node_id)));
+  may_be_kept_ = false;
+  return absl::OkStatus();
 }
 
 }  // namespace fedge

@@ -78,8 +78,8 @@ class LocalTraining {
 
   // The task whose training was interrupted, if one was.
   std::optional<v1::Assignment> Unfinished();
-  // Its checkpoint is not needed any more.
-  void Forget();
+  // Its checkpoint is not needed any more; nothing happens when there is none.
+  absl::Status Forget();
 
   // What went wrong without stopping the task, a line each; then none.
   std::vector<std::string> TakeWarnings();
@@ -106,6 +106,7 @@ class LocalTraining {
   std::string examples_key_;
   std::optional<Digest> records_digest_;
   int64_t evaluation_rows_ = 0;
+  bool may_be_kept_ = true;  // a checkpoint; by an earlier process, too
   std::vector<std::string> warnings_;
 };
 

@@ -120,6 +120,7 @@ absl::StatusOr<StepOutcome> Participant::CheckInAndAct(Transformer& transformer,
     case v1::CheckInResponse::kAssignment:
       return RunAssignment(response.assignment(), transformer, std::move(state));
     case v1::CheckInResponse::kFinished: {
+      DropOutgoing();  // what could not be removed before
       finished_ = response.finished();
       if (!finished_->has_lora()) *finished_->mutable_lora() = state.lora;
       StepOutcome outcome;
@@ -249,7 +250,7 @@ void Participant::KeepOutgoing() {
       "client.outbox", parts_.outbox->Write(options_.node_id, SealMessage(*outgoing_)));
   outgoing_kept_ = kept.ok();
   if (outgoing_kept_) {
-    training_.Forget();
+    training_.Forget().IgnoreError();  // tried again with the receipt
   } else {
     warnings_.push_back(absl::StrCat("the finished update of round ", outgoing_->id().round(),
                                      " is in memory only until it is sent: ", kept.message()));
@@ -300,11 +301,14 @@ absl::StatusOr<StepOutcome> Participant::SubmitOutgoing(ParticipantState state) 
 }
 
 void Participant::DropOutgoing() {
-  if (parts_.outbox == nullptr) return;
-  const absl::Status removed =
-      FEDGE_FAILPOINT_RUN("client.outbox_remove", parts_.outbox->Remove(options_.node_id));
+  // The checkpoint first: without the update it would be trained to its end, and sent, again.
+  absl::Status dropped = training_.Forget();
+  if (dropped.ok() && outgoing_kept_) {
+    dropped = FEDGE_FAILPOINT_RUN("client.outbox_remove", parts_.outbox->Remove(options_.node_id));
+    if (dropped.ok()) outgoing_kept_ = false;
+  }
   // It is sent again after a restart then, and answered as the first time.
-  if (!removed.ok()) warnings_.push_back(std::string(removed.message()));
+  if (!dropped.ok()) warnings_.push_back(std::string(dropped.message()));
 }
 
 StepOutcome Participant::Settle(const v1::OutboxEntry& sent, const v1::UploadReceipt& receipt,

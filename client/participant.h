@@ -133,7 +133,7 @@ class Participant {
   Transfer transfer_;
   Rng pause_rng_;
   std::optional<v1::OutboxEntry> outgoing_;  // a finished update on its way to the server
-  bool outgoing_kept_ = false;               // it is in the outbox
+  bool outgoing_kept_ = false;               // it is in the outbox, or the one before is still
   bool outbox_read_ = false;
   LocalTraining training_;
   std::vector<std::string> warnings_;  // of the step under way

@@ -391,6 +391,28 @@ TEST_F(ParticipantTest, AFinishedUpdateIsKeptOnceThereIsRoom) {
   EXPECT_EQ(Step(participant).kind, StepKind::kAccepted);
 }
 
+TEST_F(ParticipantTest, NoCheckpointOutlivesItsReceipt) {
+  outbox_.write_error = absl::ResourceExhaustedError("disk full");
+  Participant participant = MakeParticipant();
+  EXPECT_EQ(Step(participant).kind, StepKind::kAccepted);
+  EXPECT_EQ(checkpoints_.bytes["alpha"], "");
+}
+
+TEST_F(ParticipantTest, WhatCouldNotBeRemovedGoesAtTheEndOfTheRun) {
+  parts_.on_trained = [this](const LoraAdapter&, const LoraAdapter&, const LocalLosses&) {
+    checkpoints_.write_error = absl::InternalError("disk");
+  };
+  Participant participant = MakeParticipant();
+  EXPECT_EQ(Step(participant).kind, StepKind::kAccepted);
+  EXPECT_NE(checkpoints_.bytes["alpha"], "");
+  EXPECT_NE(outbox_.bytes["alpha"], "");  // a restart sends it again, and then removes both
+  checkpoints_.write_error = absl::OkStatus();
+  server_.answer.mutable_finished();
+  EXPECT_EQ(Step(participant).kind, StepKind::kFinished);
+  EXPECT_EQ(checkpoints_.bytes["alpha"], "");
+  EXPECT_EQ(outbox_.bytes["alpha"], "");
+}
+
 TEST_F(ParticipantTest, AnUpdateWaitsWhileItsCertificateIsRefused) {
   server_.upload_error = absl::UnauthenticatedError("certificate expired");
   Participant participant = MakeParticipant();
