@@ -13,6 +13,7 @@
 #include "client/commands.h"
 #include "common/base/env.h"
 #include "common/base/status.h"
+#include "common/security/signing.h"
 #include "common/training/memory_plan.h"
 
 namespace fedge {
@@ -75,6 +76,9 @@ absl::StatusOr<ClientSettings> ResolveSettings(const v1::ClientConfig& config) {
   settings.model = config.model();
   settings.model_url = config.model_url();
   settings.insecure = config.insecure();
+  absl::StatusOr<std::string> key = ParsePublicKey(config.server_key());
+  if (!key.ok()) return Annotate(key.status(), "server_key");
+  settings.server_key = *std::move(key);
   settings.node_id = config.node_id();
   if (settings.insecure && settings.node_id.empty()) settings.node_id = HostName();
   settings.state_dir = config.state_dir().empty() ? kDefaultStateDir : config.state_dir();

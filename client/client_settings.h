@@ -14,8 +14,9 @@
 namespace fedge {
 
 struct ClientSettings {
-  std::string server;     // "host:port"; empty: the one this device joined
-  bool insecure = false;  // plaintext, to a server on this machine only
+  std::string server;      // "host:port"; empty: the one this device joined
+  bool insecure = false;   // plaintext, to a server on this machine only
+  std::string server_key;  // 32 bytes: whose versions are loaded; empty: the kept one
   std::string data;
   std::string model;      // empty: fetched
   std::string model_url;  // empty: from the server

@@ -14,6 +14,7 @@
 #include "client/metered_link.h"
 #include "client/model_file.h"
 #include "client/participant.h"
+#include "client/server_key.h"
 #include "client/server_link.h"
 #include "client/state_lock.h"
 #include "client/status_board.h"
@@ -113,7 +114,8 @@ class Daemon {
   std::string base_name_;
   std::vector<Record> records_;
   std::unique_ptr<AdapterFolder> adapters_;
-  std::unique_ptr<DirectoryStateStore> state_, held_, outbox_, checkpoints_;
+  std::unique_ptr<DirectoryStateStore> state_, held_, outbox_, checkpoints_, keys_;
+  std::unique_ptr<ServerKey> server_key_;
   std::unique_ptr<ActivityLog> activity_;
 };
 
@@ -216,6 +218,8 @@ std::unique_ptr<Participant> Daemon::MakeParticipant(int threads) {
   state_ = std::make_unique<DirectoryStateStore>(nodes, &env_);
   held_ = std::make_unique<DirectoryStateStore>(nodes, &env_, ".adapter");
   outbox_ = std::make_unique<DirectoryStateStore>(nodes, &env_, ".outbox");
+  keys_ = std::make_unique<DirectoryStateStore>(KeptServerKeys(settings_.state_dir, &env_));
+  server_key_ = std::make_unique<ServerKey>(server_.node_id, settings_.server_key, keys_.get());
   checkpoints_ = std::make_unique<DirectoryStateStore>(nodes, &env_, ".training");
   adapters_ = std::make_unique<AdapterFolder>(
       settings_.adapters_dir, base_, base_name_, &env_,
@@ -227,6 +231,7 @@ std::unique_ptr<Participant> Daemon::MakeParticipant(int threads) {
   parts.state = state_.get();
   parts.adapters = held_.get();
   parts.outbox = outbox_.get();
+  parts.server_key = server_key_.get();
   parts.checkpoints = checkpoints_.get();
   parts.clock = &clock_;
   parts.stopping = [this] { return supervisor_->stopping(); };

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/byte_io.h"
 #include "common/base/status.h"
+#include "common/security/signing.h"
 
 namespace fedge {
 namespace {
@@ -61,8 +62,12 @@ v1::HeldAdapter Describe(const AdapterState& state, const std::string& run_id) {
 }  // namespace
 
 GlobalAdapter::GlobalAdapter(std::string node_id, const Digest& base_model, Transfer* transfer,
-                             StateStore* kept)
-    : node_id_(std::move(node_id)), base_model_(base_model), transfer_(transfer), kept_(kept) {}
+                             StateStore* kept, ServerKey* key)
+    : node_id_(std::move(node_id)),
+      base_model_(base_model),
+      transfer_(transfer),
+      kept_(kept),
+      key_(key) {}
 
 const v1::HeldAdapter& GlobalAdapter::held() {
   if (held_) return *held_;
@@ -110,16 +115,21 @@ absl::StatusOr<AdapterState> GlobalAdapter::Start(const LoraSpec& spec,
   }
 }
 
-absl::StatusOr<LoraAdapter> GlobalAdapter::Fetch(const LoraSpec& spec,
-                                                 const v1::AdapterSource& source) {
-  const uint64_t bound = AdapterContentBound(static_cast<uint64_t>(spec.num_parameters()));
+absl::StatusOr<std::optional<Digest>> GlobalAdapter::CheckSignature(const v1::AdapterSource& source,
+                                                                    absl::string_view context,
+                                                                    const LoraSpec& spec) {
+  if (key_ == nullptr) return std::optional<Digest>();
+  return key_->Check(source, context, spec, base_model_);
+}
+
+absl::Status GlobalAdapter::Follow(const v1::AdapterSource& source,
+                                   const std::optional<Digest>& values, AdapterState& state) {
   if (source.deltas_size() > kMaxDeltas) {
     return absl::InvalidArgumentError(
         absl::StrCat("global adapter: ", source.deltas_size(), " deltas, at most ", kMaxDeltas));
   }
-  ASSIGN_OR_RETURN(AdapterState state, Start(spec, source));
   // No way to a version is longer than the whole change.
-  uint64_t left = bound;
+  uint64_t left = AdapterContentBound(static_cast<uint64_t>(state.spec().num_parameters()));
   for (const v1::ContentRef& ref : source.deltas()) {
     ASSIGN_OR_RETURN(const std::string delta, FetchContent(ref, left));
     left -= delta.size();
@@ -130,12 +140,43 @@ absl::StatusOr<LoraAdapter> GlobalAdapter::Fetch(const LoraSpec& spec,
                                             state.version(), ", not to ", source.version(),
                                             " as it was announced"));
   }
+  if (values && *values != state.ValuesDigest()) {
+    return absl::DataLossError(absl::StrCat("global adapter: what was sent is not the version ",
+                                            source.version(), " that the server signed"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<AdapterState> GlobalAdapter::FetchState(const LoraSpec& spec,
+                                                       const v1::AdapterSource& source) {
+  ASSIGN_OR_RETURN(const std::optional<Digest> values,
+                   CheckSignature(source, kVersionManifestContext, spec));
+  ASSIGN_OR_RETURN(AdapterState state, Start(spec, source));
+  RETURN_IF_ERROR(Follow(source, values, state));
   const v1::HeldAdapter before = held();
   if (kept_ != nullptr &&
       (source.start_case() != v1::AdapterSource::kHeld || before.version() != state.version())) {
     Keep(state, source.run_id());
   }
+  return state;
+}
+
+absl::StatusOr<LoraAdapter> GlobalAdapter::Fetch(const LoraSpec& spec,
+                                                 const v1::AdapterSource& source) {
+  ASSIGN_OR_RETURN(const AdapterState state, FetchState(spec, source));
   return state.adapter();
+}
+
+absl::StatusOr<AdapterState> GlobalAdapter::FetchCandidate(const AdapterState& current,
+                                                           const v1::AdapterSource& source) {
+  ASSIGN_OR_RETURN(const std::optional<Digest> values,
+                   CheckSignature(source, kCandidateManifestContext, current.spec()));
+  const bool is_whole = source.start_case() == v1::AdapterSource::kValues;
+  absl::StatusOr<AdapterState> state =
+      is_whole ? Start(current.spec(), source) : absl::StatusOr<AdapterState>(current);
+  RETURN_IF_ERROR(state.status());
+  RETURN_IF_ERROR(Follow(source, values, *state));
+  return state;
 }
 
 void GlobalAdapter::Keep(const AdapterState& state, const std::string& run_id) {

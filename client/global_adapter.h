@@ -17,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "client/participant_state.h"
+#include "client/server_key.h"
 #include "client/transfer.h"
 #include "common/adapter/lora_adapter.h"
 #include "common/base/digest.h"
@@ -28,9 +29,10 @@ namespace fedge {
 // Not thread-safe; one per participant.
 class GlobalAdapter {
  public:
-  // `transfer` and `kept` (may be null: nothing is kept) must outlive this object.
-  GlobalAdapter(std::string node_id, const Digest& base_model, Transfer* transfer,
-                StateStore* kept);
+  // `transfer`, `kept` (may be null: nothing is kept) and `key` (may be null: signatures are not
+  // looked at) must outlive this object.
+  GlobalAdapter(std::string node_id, const Digest& base_model, Transfer* transfer, StateStore* kept,
+                ServerKey* key = nullptr);
   GlobalAdapter(const GlobalAdapter&) = delete;
   GlobalAdapter& operator=(const GlobalAdapter&) = delete;
 
@@ -41,8 +43,14 @@ class GlobalAdapter {
 
   // The version `source` leads to. InvalidArgument: a source out of bounds. DataLoss,
   // FailedPrecondition: the contents do not lead there; after Forget and a new check-in they may.
-  // Also codes of Transfer::Fetch.
+  // Unauthenticated: the server's key does not vouch for it (client/server_key.h). Also codes of
+  // Transfer::Fetch.
   absl::StatusOr<LoraAdapter> Fetch(const LoraSpec& spec, const v1::AdapterSource& source);
+  // The same, with what the next changes are added to.
+  absl::StatusOr<AdapterState> FetchState(const LoraSpec& spec, const v1::AdapterSource& source);
+  // A candidate for the version after `current`, on top of it; it is not kept. Codes of Fetch.
+  absl::StatusOr<AdapterState> FetchCandidate(const AdapterState& current,
+                                              const v1::AdapterSource& source);
 
   uint64_t downloaded_bytes() const { return downloaded_bytes_; }  // since construction
   // Why the last fetched version could not be kept; empty: it was.
@@ -50,6 +58,12 @@ class GlobalAdapter {
 
  private:
   absl::StatusOr<AdapterState> Start(const LoraSpec& spec, const v1::AdapterSource& source);
+  // Fetches and adds the deltas; checks that the source's version comes of it.
+  absl::Status Follow(const v1::AdapterSource& source, const std::optional<Digest>& values,
+                      AdapterState& state);
+  absl::StatusOr<std::optional<Digest>> CheckSignature(const v1::AdapterSource& source,
+                                                       absl::string_view context,
+                                                       const LoraSpec& spec);
   absl::StatusOr<std::string> FetchContent(const v1::ContentRef& ref, uint64_t max_bytes);
   void Keep(const AdapterState& state, const std::string& run_id);
 
@@ -57,6 +71,7 @@ class GlobalAdapter {
   const Digest base_model_;
   Transfer* const transfer_;
   StateStore* const kept_;
+  ServerKey* const key_;
   std::optional<v1::HeldAdapter> held_;  // empty: not looked yet
   uint64_t downloaded_bytes_ = 0;
   std::string warning_;

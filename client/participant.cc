@@ -62,7 +62,8 @@ Participant::Participant(ParticipantOptions options, ParticipantParts parts)
                  options_.memory_limit_bytes, options_.threads, options_.checkpoint_interval},
                 {parts_.base, &parts_.records, parts_.checkpoints, parts_.clock, parts_.stopping,
                  parts_.on_step, parts_.held_time, parts_.on_trained}),
-      global_(options_.node_id, parts_.base->sha256(), &transfer_, parts_.adapters) {}
+      global_(options_.node_id, parts_.base->sha256(), &transfer_, parts_.adapters,
+              parts_.server_key) {}
 
 ParticipantState Participant::LoadState(std::vector<std::string>* warnings) {
   absl::StatusOr<std::string> bytes = parts_.state->Read(options_.node_id);
@@ -129,6 +130,8 @@ absl::StatusOr<StepOutcome> Participant::CheckInAndAct(Transformer& transformer,
     }
     case v1::CheckInResponse::kRetry:
       return Wait(response.retry());
+    case v1::CheckInResponse::kEvaluation:
+      return RunEvaluation(response.evaluation(), transformer);
     default:
       return absl::UnimplementedError(
           "the server answered the check-in with something this client does not know; "
@@ -150,6 +153,7 @@ absl::StatusOr<StepOutcome> Participant::RunAssignment(const v1::Assignment& ass
     if (IsRetryable(adapter.status()) || absl::IsCancelled(adapter.status())) {
       return adapter.status();  // the line's trouble, not the task's: ask again later
     }
+    if (absl::IsUnauthenticated(adapter.status())) return adapter.status();  // not our server's
     if (absl::IsNotFound(adapter.status())) {  // the run moved on between the two calls
       StepOutcome outcome;
       outcome.detail = OneLine(adapter.status().message());
@@ -198,6 +202,7 @@ absl::StatusOr<StepOutcome> Participant::GoOnWithoutServer(const absl::Status& u
   source.set_version(held.version());
   source.set_values_crc32c(held.values_crc32c());
   source.set_held(true);
+  *source.mutable_manifest() = task->adapter().manifest();
   *task->mutable_adapter() = std::move(source);
   warnings_.push_back(absl::StrCat(unreachable.message(), "; the training of round ", task->round(),
                                    " goes on without it"));
@@ -373,7 +378,8 @@ absl::StatusOr<LoraAdapter> Participant::FetchFinalAdapter() {
   ASSIGN_OR_RETURN(const LoraSpec spec, LoraSpecFromProto(finished_->lora()));
   RETURN_IF_ERROR(parts_.base->CheckAdapter(spec));
   absl::StatusOr<LoraAdapter> adapter = global_.Fetch(spec, finished_->adapter());
-  if (adapter.ok() || !finished_->adapter().held() || global_.held().run_id().empty()) {
+  if (adapter.ok() || !finished_->adapter().held() || global_.held().run_id().empty() ||
+      absl::IsUnauthenticated(adapter.status())) {
     return adapter;
   }
   if (IsRetryable(adapter.status()) || absl::IsCancelled(adapter.status())) return adapter;

@@ -3,6 +3,7 @@
 //
 //   RunOnce: check-in --> retry window ----------------------------------------> kWaiting
 //                    \--> finished --------------------------------------------> kFinished
+//                     |-> evaluation -> measure a candidate, report --------------> kWaiting
 //                     \-> assignment --> fetch > evaluate > train > encode > submit
 //                                          \ local failure -> report            -> kFailed
 //                                                     receipt -> commit, report -> kAccepted
@@ -29,6 +30,7 @@
 #include "client/global_adapter.h"
 #include "client/local_training.h"
 #include "client/participant_state.h"
+#include "client/server_key.h"
 #include "client/task.h"
 #include "client/transfer.h"
 #include "common/base/clock.h"
@@ -62,6 +64,7 @@ struct ParticipantParts {
   StateStore* outbox = nullptr;       // keeps a finished update until its receipt; null: it is in
                                       // memory only
   StateStore* checkpoints = nullptr;  // keeps a training under way; null: nothing is kept
+  ServerKey* server_key = nullptr;    // checks what the server signed; null: nobody does
   Clock* clock = nullptr;
   // All functions may be empty. `stopping` is asked between training steps and in pauses.
   std::function<bool()> stopping;
@@ -126,6 +129,9 @@ class Participant {
   absl::StatusOr<StepOutcome> SubmitOutgoing(ParticipantState state);
   StepOutcome Settle(const v1::OutboxEntry& sent, const v1::UploadReceipt& receipt,
                      ParticipantState state);
+  // Measures a candidate and reports; a kWaiting outcome says what came of it.
+  absl::StatusOr<StepOutcome> RunEvaluation(const v1::EvaluationTask& evaluation,
+                                            Transformer& transformer);
   StepOutcome FailTask(const std::string& run_id, uint64_t round, const absl::Status& why);
 
   const ParticipantOptions options_;

@@ -10,6 +10,7 @@
 #include "absl/synchronization/mutex.h"
 #include "client/grpc_identity.h"
 #include "client/node_identity.h"
+#include "client/server_key.h"
 #include "common/base/address.h"
 #include "common/base/logging.h"
 #include "common/base/status.h"
@@ -229,6 +230,10 @@ absl::StatusOr<JoinedNode> JoinFederation(const JoinOptions& options, Env& env, 
   ASSIGN_OR_RETURN(*request.mutable_certificate_request(), MakeCertificateRequest(key));
   ASSIGN_OR_RETURN(const v1::EnrollResponse response,
                    EnrollOverTls(address.Text(), token, request));
+  if (!response.manifest_key().empty()) {
+    RETURN_IF_ERROR(
+        KeptServerKeys(options.state_dir, &env).Write(options.node_id, response.manifest_key()));
+  }
   const HostPort fleet{address.host, static_cast<int>(response.fleet_port())};
   ASSIGN_OR_RETURN(const NodeIdentity identity,
                    folder.Store(key, response.certificate(), fleet.Text()));

@@ -114,13 +114,14 @@ bool Coordinator::IsKeptOut(absl::string_view node_id) const {
 
 TaskAssignment Coordinator::Assign(absl::string_view node_id, Participation& task,
                                    absl::Duration now) {
+  TaskAssignment assignment;
+  assignment.is_new = !task.told;
   if (!task.told) {
     task.told = true;
     task.told_at = now;
   }
   task.last_sign = now;
   next_lease_end_ = std::min(next_lease_end_, LeaseEnd(node_id, task));
-  TaskAssignment assignment;
   assignment.round = round_;
   assignment.adapter_version = state_.version;
   assignment.deadline = deadline_ - now;
@@ -131,6 +132,16 @@ TaskAssignment Coordinator::Assign(absl::string_view node_id, Participation& tas
   assignment.deadline = std::max(assignment.deadline, absl::ZeroDuration());
   assignment.seed = Rng::Stream(plan_.seed, absl::StrCat("task/", node_id), round_).Next();
   return assignment;
+}
+
+// It has a lease to come back, and its speed is not measured by another run's task.
+void Coordinator::TakeBack(absl::string_view node_id, const TaskAssignment& assignment) {
+  if (!assignment.is_new || !IsOpen(assignment.round)) return;
+  Participation* const task = cohort_.Find(node_id);
+  if (task == nullptr || !task->is_open()) return;
+  task->told = false;
+  task->told_at.reset();
+  next_lease_end_ = std::min(next_lease_end_, LeaseEnd(node_id, *task));
 }
 
 std::string Coordinator::WhyNot(absl::string_view node_id) const {
@@ -256,6 +267,8 @@ UpdateVerdict Coordinator::SubmitUpdate(absl::string_view node_id, uint64_t roun
                       .digest = update.digest,
                       .wire_bytes = update.wire_bytes};
   judged.verdict = Judge(node_id, round, std::move(update), &judged.weight);
+  judged.quarantined =
+      judged.verdict.verdict == Verdict::kRejected && quarantine_.Holds(node_id, round_ + 1);
   UpdateVerdict verdict = judged.verdict;
   const Participation& task = *FindCohort(round)->Find(node_id);
   if (task.told_at) speeds_.NoteTask(node_id, task.last_sign - *task.told_at);
@@ -300,6 +313,30 @@ RoundCounts Coordinator::counts() const {
   counts.folded = folded_;
   counts.late = late_;
   return counts;
+}
+
+std::vector<std::string> Coordinator::DrawEvaluators(uint64_t round) const {
+  std::vector<std::string> others;
+  std::set<std::string> drawn;
+  std::pair<double, std::string> nearest{2, ""};  // to being a canary
+  for (const std::string& node : nodes_) {
+    if (quarantine_.Holds(node, round)) continue;
+    const double place = Rng::Stream(plan_.seed, absl::StrCat("canary/", node)).Uniform();
+    nearest = std::min(nearest, {place, node});
+    if (place < plan_.gate.canary_fraction) {
+      drawn.insert(node);
+    } else {
+      others.push_back(node);
+    }
+  }
+  if (plan_.gate.canary_fraction > 0 && drawn.empty() && nearest.first < 2) {
+    drawn.insert(nearest.second);
+  }
+  Rng rng = Rng::Stream(plan_.seed, "evaluation", round);
+  rng.Shuffle(absl::MakeSpan(others));
+  others.resize(std::min(others.size(), static_cast<size_t>(plan_.gate.evaluation_nodes)));
+  drawn.insert(others.begin(), others.end());
+  return {drawn.begin(), drawn.end()};
 }
 
 std::vector<CoordinatorAction> Coordinator::TakeActions() { return std::exchange(actions_, {}); }

@@ -54,6 +54,7 @@ struct TaskAssignment {
   uint64_t adapter_version = 0;
   absl::Duration deadline;  // from now
   uint64_t seed = 0;
+  bool is_new = false;  // the node had not been told of it before
 };
 // Check-ins come within one to two paces: on average two thirds of this.
 inline constexpr double kMostCheckInsPerSecond = 200;
@@ -95,6 +96,7 @@ struct UpdateJudged {  // record it before the receipt goes out; once a node and
   uint64_t weight = 0;      // of an accepted update
   uint64_t wire_bytes = 0;  // 0 for a late one: its bytes are not looked at
   UpdateVerdict verdict = {};
+  bool quarantined = false;  // it keeps the node out of the next rounds
 };
 struct TaskFailed {  // the node said so
   uint64_t round = 0;
@@ -146,13 +148,16 @@ class Coordinator {
   // What SubmitUpdate made of the update then, without the action.
   UpdateVerdict ResumeUpdate(absl::string_view node_id, uint64_t round, ReceivedUpdate update);
   void ResumeFailure(absl::string_view node_id, absl::string_view error);
-  void FinishResume(absl::Duration now) { MaybeCloseRound(/*deadline_passed=*/false, now); }
+  // `closed`: the round was closed before, nobody is waited for.
+  void FinishResume(absl::Duration now, bool closed = false) { MaybeCloseRound(closed, now); }
 
   // InvalidArgument: bad node id. FailedPrecondition: base model differs from the run's (names both
   // hashes). ResourceExhausted: a new node, and kMaxKnownNodes are known.
   // `tokens_per_second`: the node's own word; 0: unknown.
   absl::StatusOr<CheckInDecision> CheckIn(absl::string_view node_id, const Digest& base_model,
                                           absl::Duration now, double tokens_per_second = 0);
+  // The node was not told of the task that CheckIn had for it: it works for another run now.
+  void TakeBack(absl::string_view node_id, const TaskAssignment& task);
   // Signs of life: the node downloads; it asks about or sends its update of `round`.
   void NoteDownload(absl::string_view node_id, absl::Duration now);
   void NoteUpload(absl::string_view node_id, uint64_t round, absl::Duration now);
@@ -191,6 +196,10 @@ class Coordinator {
   // 0; an open round is abandoned for `reason`, updates of earlier versions count no more. Not
   // while publishing().
   void Restore(ModelState state, absl::string_view reason);
+
+  // Who measures the candidate of `round`: the canaries, at least one if there are any, and
+  // run.gate.evaluation_nodes others; of the nodes that are known and not in quarantine. Sorted.
+  std::vector<std::string> DrawEvaluators(uint64_t round) const;
 
   // Actions since the last call, in order.
   std::vector<CoordinatorAction> TakeActions();

@@ -226,6 +226,67 @@ absl::StatusOr<Downlink::Version> Downlink::NextByTrellis(const AdapterState& he
   return Pack(std::move(next), std::move(content));
 }
 
+absl::StatusOr<Downlink::Version> Downlink::Return(const LoraAdapter& master, uint64_t number,
+                                                   absl::string_view snapshot) const {
+  if (plan_.encoding != DownlinkEncoding::kDelta) return Next(master, number);
+  if (snapshot.empty()) {
+    ASSIGN_OR_RETURN(AdapterState values, StateOfValues(master, number));
+    std::string content = values.start_content();
+    return Pack(std::move(values), std::move(content));
+  }
+  ASSIGN_OR_RETURN(const AdapterState old, AdapterState::Parse(spec_, base_model_, snapshot));
+  std::shared_ptr<const AdapterState> held;
+  {
+    absl::MutexLock lock(&mutex_);
+    held = state_;
+  }
+  FEDGE_CHECK(held->version() + 1 == number);
+  if (old.start_version() == held->start_version() && old.start_crc() == held->start_crc()) {
+    AdapterState next = *held;
+    std::vector<int32_t> change(held->units().size());
+    for (size_t i = 0; i < change.size(); ++i) change[i] = old.units()[i] - held->units()[i];
+    next.Advance(change);
+    std::string content = EncodeChange(next, held->version(), change);
+    return Pack(std::move(next), std::move(content));
+  }
+  // It started elsewhere: no change leads there, so its values travel whole.
+  AdapterHeader header;
+  header.encoding = AdapterEncoding::kFp32;
+  header.to_version = number;
+  header.base_model = base_model_;
+  ASSIGN_OR_RETURN(std::string content, EncodeAdapterValues(spec_, header, old.adapter().values()));
+  ASSIGN_OR_RETURN(AdapterState values, AdapterState::FromValues(spec_, base_model_, content));
+  return Pack(std::move(values), std::move(content));
+}
+
+void Downlink::ShowCandidate(const Version& candidate) {
+  v1::AdapterSource source;
+  source.set_run_id(run_id_);
+  source.set_version(candidate.state->version());
+  source.set_values_crc32c(candidate.state->crc());
+  if (!candidate.manifest.manifest().empty()) *source.mutable_manifest() = candidate.manifest;
+  const Content content{Sha256Of(*candidate.content), candidate.content};
+  const bool is_whole = candidate.state->start_version() == candidate.state->version();
+  if (!is_whole) source.set_held(true);
+  v1::ContentRef& ref = is_whole ? *source.mutable_values() : *source.add_deltas();
+  ref.set_sha256(content.digest.Raw());
+  ref.set_size_bytes(content.bytes->size());
+  absl::MutexLock lock(&mutex_);
+  candidate_ = std::move(source);
+  candidate_content_ = content;
+}
+
+void Downlink::HideCandidate() {
+  absl::MutexLock lock(&mutex_);
+  candidate_.reset();
+  candidate_content_ = Content();
+}
+
+std::optional<v1::AdapterSource> Downlink::CandidateSource() {
+  absl::MutexLock lock(&mutex_);
+  return candidate_;
+}
+
 void Downlink::Serve(Version version) {
   Content content;
   if (!version.content->empty()) content = {Sha256Of(*version.content), version.content};
@@ -245,6 +306,9 @@ void Downlink::Serve(Version version) {
   crcs_[next.version()] = next.crc();
   crcs_[next.start_version()] = next.start_crc();
   start_ = std::move(start);
+  manifest_ = std::move(version.manifest);
+  candidate_.reset();
+  candidate_content_ = Content();
   state_ = std::move(version.state);
   merged_.clear();
   whole_.reset();
@@ -362,6 +426,7 @@ std::optional<v1::AdapterSource> Downlink::Offer(uint64_t version, const v1::Hel
     absl::MutexLock lock(&mutex_);
     if (state_->version() != version) return std::nullopt;
     source.set_values_crc32c(state_->crc());
+    if (!manifest_.manifest().empty()) *source.mutable_manifest() = manifest_;
     start = start_;
     has_start = held.run_id() == run_id_ && held.start_version() == state_->start_version() &&
                 held.start_crc32c() == state_->start_crc();
@@ -397,6 +462,7 @@ std::optional<v1::AdapterSource> Downlink::Offer(uint64_t version, const v1::Hel
 std::shared_ptr<const std::string> Downlink::Find(const Digest& digest) {
   absl::MutexLock lock(&mutex_);
   if (start_.bytes != nullptr && start_.digest == digest) return start_.bytes;
+  if (candidate_ && candidate_content_.digest == digest) return candidate_content_.bytes;
   if (whole_ && whole_->bytes != nullptr && whole_->digest == digest) return whole_->bytes;
   for (const Link& link : links_) {
     if (link.content.digest == digest) return link.content.bytes;
@@ -410,6 +476,11 @@ std::shared_ptr<const std::string> Downlink::Find(const Digest& digest) {
 uint64_t Downlink::version() {
   absl::MutexLock lock(&mutex_);
   return state_->version();
+}
+
+std::shared_ptr<const AdapterState> Downlink::state() {
+  absl::MutexLock lock(&mutex_);
+  return state_;
 }
 
 LoraAdapter Downlink::served() {

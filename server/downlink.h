@@ -41,7 +41,8 @@ class Downlink {
   struct Version {
     std::shared_ptr<const AdapterState> state;
     std::shared_ptr<const std::string> content;  // the delta from the version before, or values
-    std::string snapshot;  // what Resume needs beside the content; empty: nothing
+    std::string snapshot;         // what Resume needs beside the content; empty: nothing
+    v1::SignedManifest manifest;  // empty: devices get none
   };
 
   explicit Downlink(const RunPlan& plan);
@@ -54,6 +55,18 @@ class Downlink {
   // or another encoding stored it): devices begin anew at this version. DataLoss: damaged.
   absl::StatusOr<Version> Resume(const LoraAdapter& master, uint64_t number,
                                  absl::string_view snapshot) const;
+
+  // An older version again, as `number`, the one after the version served: devices come to hold
+  // exactly what they held then. `snapshot`: what Version had then; empty: what `master` alone
+  // says. Codes of Resume.
+  absl::StatusOr<Version> Return(const LoraAdapter& master, uint64_t number,
+                                 absl::string_view snapshot) const;
+
+  // Devices that are asked may download it, on top of the version served; Serve ends that.
+  void ShowCandidate(const Version& candidate);
+  void HideCandidate();
+  // How a device that holds the version served gets it; nothing when there is none.
+  std::optional<v1::AdapterSource> CandidateSource();
 
   // From now on `version` is what is served. It is durable.
   void Serve(Version version);
@@ -68,7 +81,8 @@ class Downlink {
   std::shared_ptr<const std::string> Find(const Digest& digest);
 
   uint64_t version();
-  LoraAdapter served();  // what the devices hold, a copy
+  std::shared_ptr<const AdapterState> state();  // what the devices hold
+  LoraAdapter served();                         // what the devices hold, a copy
 
  private:
   struct Content {
@@ -111,7 +125,10 @@ class Downlink {
   std::shared_ptr<const AdapterState> state_ ABSL_GUARDED_BY(mutex_);
   Content start_ ABSL_GUARDED_BY(mutex_);  // empty for a seeded one
   std::deque<Link> links_ ABSL_GUARDED_BY(mutex_);
-  std::map<uint64_t, uint32_t> crcs_ ABSL_GUARDED_BY(mutex_);   // of versions devices may hold
+  std::map<uint64_t, uint32_t> crcs_ ABSL_GUARDED_BY(mutex_);  // of versions devices may hold
+  v1::SignedManifest manifest_ ABSL_GUARDED_BY(mutex_);
+  std::optional<v1::AdapterSource> candidate_ ABSL_GUARDED_BY(mutex_);
+  Content candidate_content_ ABSL_GUARDED_BY(mutex_);
   std::map<uint64_t, Content> merged_ ABSL_GUARDED_BY(mutex_);  // to the served one, by from
   std::optional<Content> whole_ ABSL_GUARDED_BY(mutex_);        // from the start
 };

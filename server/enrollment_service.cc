@@ -34,8 +34,12 @@ grpc::ServerUnaryReactor* Run(WorkQueue& queue, grpc::CallbackServerContext* con
 
 class EnrollmentService final : public v1::EnrollmentService::CallbackService {
  public:
-  EnrollmentService(Membership& membership, WorkQueue& queue, std::function<int()> fleet_port)
-      : membership_(membership), queue_(queue), fleet_port_(std::move(fleet_port)) {}
+  EnrollmentService(Membership& membership, WorkQueue& queue, std::string manifest_key,
+                    std::function<int()> fleet_port)
+      : membership_(membership),
+        queue_(queue),
+        manifest_key_(std::move(manifest_key)),
+        fleet_port_(std::move(fleet_port)) {}
 
   grpc::ServerUnaryReactor* Enroll(grpc::CallbackServerContext* context,
                                    const v1::EnrollRequest* request,
@@ -45,6 +49,7 @@ class EnrollmentService final : public v1::EnrollmentService::CallbackService {
                  ASSIGN_OR_RETURN(*response->mutable_certificate(),
                                   membership_.Enroll(*request, peer));
                  response->set_fleet_port(static_cast<uint32_t>(fleet_port_()));
+                 response->set_manifest_key(manifest_key_);
                  return absl::OkStatus();
                });
   }
@@ -52,6 +57,7 @@ class EnrollmentService final : public v1::EnrollmentService::CallbackService {
  private:
   Membership& membership_;
   WorkQueue& queue_;
+  const std::string manifest_key_;
   const std::function<int()> fleet_port_;
 };
 
@@ -80,8 +86,10 @@ class IdentityService final : public v1::IdentityService::CallbackService {
 }  // namespace
 
 std::unique_ptr<grpc::Service> MakeEnrollmentService(Membership& membership, WorkQueue& queue,
+                                                     std::string manifest_key,
                                                      std::function<int()> fleet_port) {
-  return std::make_unique<EnrollmentService>(membership, queue, std::move(fleet_port));
+  return std::make_unique<EnrollmentService>(membership, queue, std::move(manifest_key),
+                                             std::move(fleet_port));
 }
 
 std::unique_ptr<grpc::Service> MakeIdentityService(Membership& membership, WorkQueue& queue) {

@@ -17,6 +17,7 @@ class WorkQueue;
 
 // `fleet_port` is asked at each enrolment. All references must outlive the gRPC server.
 std::unique_ptr<grpc::Service> MakeEnrollmentService(Membership& membership, WorkQueue& queue,
+                                                     std::string manifest_key,
                                                      std::function<int()> fleet_port);
 std::unique_ptr<grpc::Service> MakeIdentityService(Membership& membership, WorkQueue& queue);
 

@@ -17,6 +17,20 @@ namespace {
 constexpr char kDefaultStateDir[] = "fedge-server-state";
 constexpr size_t kMaxNamedRuns = 4;  // in an error
 constexpr size_t kMaxShownId = 64;
+constexpr char kSigningKeyFile[] = "signing-key.pem";
+
+// A key that is new, or not the one of before, is a decision on record.
+absl::Status RecordSigningKey(const SigningKey& key, Clock& clock, AuditLog& log) {
+  const std::string detail =
+      absl::StrCat("{\"public_key\":\"", absl::BytesToHexString(key.public_key()), "\"}");
+  ASSIGN_OR_RETURN(const std::vector<AuditRecord> last, log.ListAuditOf("signing-key"));
+  if (!last.empty() && last.back().entry.detail == detail) return absl::OkStatus();
+  AuditEntry entry;
+  entry.when = clock.Now();
+  entry.action = "signing-key";
+  entry.detail = detail;
+  return log.AppendAudit(entry);
+}
 
 // What one run says to a check-in.
 struct Offer {
@@ -107,6 +121,9 @@ absl::Status Federation::OpenStore() {
   options.dir = StateDirOf(config_);
   if (config_.has_keep_versions()) options.keep_versions = config_.keep_versions();
   ASSIGN_OR_RETURN(store_, SqliteStore::Open(options, *options_.env));
+  ASSIGN_OR_RETURN(signing_key_,
+                   LoadOrMakeSigningKey(JoinPath(options.dir, kSigningKeyFile), *options_.env));
+  RETURN_IF_ERROR(RecordSigningKey(*signing_key_, *options_.clock, *store_));
   UploadLimits limits;  // runs raise them to what they need
   limits.lifetime = absl::ZeroDuration();
   if (config_.has_max_open_upload_bytes()) limits.max_total_bytes = config_.max_open_upload_bytes();
@@ -188,19 +205,33 @@ absl::StatusOr<v1::CheckInResponse> Federation::CheckIn(const v1::CheckInRequest
   if (request.base_model_sha256().empty()) return OfferBaseModel(runs);
   const absl::StatusOr<Digest> base = DigestFromRaw(request.base_model_sha256());
   if (!base.ok()) return Annotate(base.status(), "base_model_sha256");
-  std::vector<Offer> ended;
-  std::optional<Offer> best;
+  std::vector<Offer> offers;
+  size_t best_index = 0;
   for (Run* const run : RunsOf(*base)) {
     Offer offer{run->core.get(), {}};
     ASSIGN_OR_RETURN(offer.decision, offer.core->Decide(request));
-    if (std::holds_alternative<RunEnded>(offer.decision)) ended.push_back(offer);
-    if (!best || IsBetter(offer, *best, request.held_adapter().run_id())) best = std::move(offer);
+    offers.push_back(std::move(offer));
+    if (IsBetter(offers.back(), offers[best_index], request.held_adapter().run_id())) {
+      best_index = offers.size() - 1;
+    }
   }
-  if (!best) return UnknownBase(*base);
-  if (std::holds_alternative<RunEnded>(best->decision)) {  // of all of them
-    for (const Offer& offer : ended) offer.core->NoteTold(request.node_id());
+  if (offers.empty()) return UnknownBase(*base);
+  Offer& best = offers[best_index];
+  for (const Offer& offer : offers) {
+    const auto* const task = std::get_if<TaskAssignment>(&offer.decision);
+    if (task != nullptr && &offer != &best) offer.core->TakeBack(request.node_id(), *task);
   }
-  return best->core->Answer(request, std::move(best->decision));
+  if (const auto* const later = std::get_if<RetryLater>(&best.decision)) {
+    for (Run* const run : RunsOf(*base)) {  // time to measure what one of them would publish
+      if (run->core->AsksForEvaluation(request.node_id())) {
+        return run->core->Answer(request, *later);
+      }
+    }
+  }
+  if (std::holds_alternative<RunEnded>(best.decision)) {  // of all of them
+    for (const Offer& offer : offers) offer.core->NoteTold(request.node_id());
+  }
+  return best.core->Answer(request, std::move(best.decision));
 }
 
 absl::StatusOr<std::shared_ptr<const std::string>> Federation::OpenDownload(

@@ -25,6 +25,7 @@
 #include "absl/synchronization/mutex.h"
 #include "common/base/clock.h"
 #include "common/base/env.h"
+#include "common/security/signing.h"
 #include "fedge/v1/config.pb.h"
 #include "server/base_models.h"
 #include "server/device_requests.h"
@@ -109,6 +110,7 @@ class Federation : public DeviceRequests {
   FederationCore* configured() { return Find(configured_id()); }
   HoldoutEvaluator* holdout(absl::string_view run_id);  // null: none
   std::shared_ptr<const BaseModel> model(absl::string_view run_id);
+  const SigningKey& signing_key() const { return *signing_key_; }
   Store& store();
   Directory& directory();
 
@@ -153,6 +155,8 @@ class Federation : public DeviceRequests {
   absl::StatusOr<LoraAdapter> ReadVersion(absl::string_view run, uint64_t version,
                                           const LoraSpec& shape);
   absl::Status CheckParent(const NewRun& run, const RunPlan& plan);
+  static v1::ServerConfig ConfigOf(const RunEntry& run);  // as it is stored
+  static absl::Status NoSuchRun(absl::string_view run_id);
 
   // From what an operator wrote to what is stored, paths resolved; and to what the run is made of.
   absl::StatusOr<v1::ServerConfig> StoredConfig(const NewRun& run)
@@ -183,6 +187,7 @@ class Federation : public DeviceRequests {
   std::shared_ptr<SqliteStore> store_;
   std::shared_ptr<UploadBuffer> uploads_;
   std::shared_ptr<GuardedQuota> quota_;
+  std::optional<SigningKey> signing_key_;  // of manifests; set by OpenStore
 
   absl::Mutex changing_ ABSL_ACQUIRED_BEFORE(mutex_);  // one change of the runs at a time
   BaseModels models_ ABSL_GUARDED_BY(changing_);

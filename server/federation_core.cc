@@ -1,5 +1,5 @@
 // Storing, announcing, ticking. The start is in federation_start.cc, the requests are in
-// federation_requests.cc.
+// federation_requests.cc, versions in federation_publish.cc, the gate is in federation_gate.cc.
 #include "server/federation_core.h"
 
 #include <algorithm>
@@ -8,18 +8,12 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/failpoint.h"
 #include "common/base/status.h"
-#include "server/round_metrics.h"
 #include "server/task_plan.h"
 
 namespace fedge {
 namespace {
 
 constexpr absl::Duration kNodeFlushInterval = absl::Seconds(5);
-
-absl::string_view AsBytes(absl::Span<const float> values) {
-  return absl::string_view(reinterpret_cast<const char*>(values.data()),
-                           values.size() * sizeof(float));
-}
 
 bool IsOutcome(const CoordinatorAction& action) {
   return std::holds_alternative<UpdateJudged>(action) || std::holds_alternative<TaskFailed>(action);
@@ -50,6 +44,7 @@ FederationCore::FederationCore(RunPlan plan, std::shared_ptr<Store> store,
       store_(std::move(store)),
       uploads_(std::move(uploads)),
       options_(std::move(options)),
+      config_digest_(Sha256Of(options_.config)),
       clock_(*options_.clock),
       downlink_(plan_),
       quota_(options_.quota != nullptr ? options_.quota
@@ -68,37 +63,20 @@ FederationCore::~FederationCore() {
   Flush();
 }
 
-absl::StatusOr<VersionRecord> FederationCore::StoreVersion(const ModelState& state,
-                                                           VersionRecord record,
-                                                           Downlink::Version version,
-                                                           absl::Span<const Contribution> parts) {
-  record.version = state.version;
-  record.typical_norm = state.typical_norm;
-  record.created = clock_.Now();
-  RETURN_IF_ERROR(FEDGE_FAILPOINT("core.version.encoded"));
-  ASSIGN_OR_RETURN(record, store_->PublishVersion(plan_.run_id, std::move(record),
-                                                  {.encoded = *version.content,
-                                                   .master = AsBytes(state.adapter.values()),
-                                                   .momentum = AsBytes(state.momentum),
-                                                   .snapshot = version.snapshot},
-                                                  parts));
-  RETURN_IF_ERROR(FEDGE_FAILPOINT("core.version.stored"));
-  downlink_.Serve(std::move(version));
-  return record;
-}
-
 absl::Status FederationCore::ProcessActions() {
   absl::MutexLock storing(&actions_mutex_);
   for (;;) {
+    bool is_decided = false;
     {
       absl::MutexLock lock(&mutex_);
       if (!failed_.ok()) return failed_;
       for (CoordinatorAction& action : coordinator_->TakeActions()) {
         unstored_.push_back(std::move(action));
       }
+      is_decided = gate_ != nullptr && gate_->decided();
     }
-    if (unstored_.empty()) return absl::OkStatus();
-    RETURN_IF_ERROR(CheckStored(HandleFirst()));
+    if (unstored_.empty() && !is_decided) return absl::OkStatus();
+    RETURN_IF_ERROR(CheckStored(unstored_.empty() ? SettleCandidate() : HandleFirst()));
   }
 }
 
@@ -171,6 +149,7 @@ absl::Status FederationCore::HandleOutcomes(absl::Span<const CoordinatorAction> 
     record.weight = update.weight;
     record.wire_bytes = update.wire_bytes;
     record.reason = update.verdict.reason;
+    record.quarantined = update.quarantined;
     absl::MutexLock lock(&mutex_);
     const auto metrics = metrics_.find({update.round, update.node_id});
     if (metrics == metrics_.end()) continue;
@@ -208,38 +187,10 @@ absl::Status FederationCore::Handle(CoordinatorAction& action) {
                                          abandoned->reason, clock_.Now()));
     for (ServerEvents* const events : options_.events) events->OnAbandoned(*abandoned);
   } else if (const auto* const completed = std::get_if<RunCompleted>(&action)) {
-    RETURN_IF_ERROR(store_->SetRunState(plan_.run_id, RunState::kFinished));
+    RETURN_IF_ERROR(store_->SetRunState(plan_.run_id, RunState::kFinished, clock_.Now()));
     for (ServerEvents* const events : options_.events) {
       events->OnFinished(completed->final_version);
     }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status FederationCore::HandlePublished(VersionPublished& published) {
-  VersionRecord record;
-  record.round = published.round;
-  record.counts = published.counts;
-  record.aggregation_error = published.aggregation_error;
-  for (const Contribution& contribution : published.contributions) {
-    record.update_bytes += contribution.wire_bytes;
-  }
-  {
-    absl::MutexLock lock(&mutex_);
-    record.metrics = Summarize(published.contributions, metrics_);
-  }
-  ASSIGN_OR_RETURN(Downlink::Version version,
-                   downlink_.Next(published.state.adapter, published.state.version));
-  const std::shared_ptr<const AdapterState> served = version.state;
-  ASSIGN_OR_RETURN(record, StoreVersion(published.state, std::move(record), std::move(version),
-                                        published.contributions));
-  {
-    absl::MutexLock lock(&mutex_);
-    coordinator_->ConfirmPublished(record.version, run_clock_.Now());
-    ForgetMetrics(published.contributions);
-  }
-  for (ServerEvents* const events : options_.events) {
-    events->OnPublished(record, served->adapter());
   }
   return absl::OkStatus();
 }
@@ -284,7 +235,9 @@ void FederationCore::Tick() {
   bool flush = false;
   {
     absl::MutexLock lock(&mutex_);
-    coordinator_->Tick(run_clock_.Now());
+    const absl::Duration now = run_clock_.Now();
+    coordinator_->Tick(now);
+    if (gate_ != nullptr) gate_->Tick(now);
     flush = clock_.Monotonic() - flushed_ >= kNodeFlushInterval;
   }
   if (!ProcessActions().ok()) return;
@@ -318,89 +271,6 @@ void FederationCore::RecordHoldout(uint64_t version, double loss, int64_t tokens
   for (ServerEvents* const events : options_.events) events->OnEvaluated(version, loss, tokens);
   absl::MutexLock lock(&mutex_);
   coordinator_->NoteHoldout(version, loss);  // what it decides is stored by the next Tick
-}
-
-uint64_t FederationCore::version() { return downlink_.version(); }
-
-uint64_t FederationCore::round() {
-  absl::MutexLock lock(&mutex_);
-  return coordinator_->round();
-}
-
-absl::Status FederationCore::SetPaused(bool paused) {
-  RETURN_IF_ERROR(CheckServing());
-  {
-    absl::MutexLock storing(&actions_mutex_);  // a run comes to its end under this lock
-    const RunState now = state();
-    if (now == RunState::kStopped || now == RunState::kFinished) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "run '", plan_.run_id, "' is ", RunStateName(now), "; clone it to train on"));
-    }
-    RETURN_IF_ERROR(CheckStored(
-        store_->SetRunState(plan_.run_id, paused ? RunState::kPaused : RunState::kRunning)));
-    RETURN_IF_ERROR(FEDGE_FAILPOINT("core.pause.stored"));
-    absl::MutexLock lock(&mutex_);
-    run_clock_.SetPaused(paused);
-    coordinator_->SetPaused(paused);
-  }
-  return ProcessActions();
-}
-
-absl::Status FederationCore::Stop() {
-  RETURN_IF_ERROR(CheckServing());
-  {
-    absl::MutexLock storing(&actions_mutex_);
-    if (state() == RunState::kFinished) return absl::OkStatus();
-    RETURN_IF_ERROR(CheckStored(store_->SetRunState(plan_.run_id, RunState::kStopped)));
-    RETURN_IF_ERROR(FEDGE_FAILPOINT("core.stop.stored"));
-    absl::MutexLock lock(&mutex_);
-    coordinator_->Stop();
-  }
-  return ProcessActions();
-}
-
-RunState FederationCore::state() {
-  absl::MutexLock lock(&mutex_);
-  if (coordinator_->stopped()) return RunState::kStopped;
-  if (coordinator_->finished()) return RunState::kFinished;
-  return coordinator_->paused() ? RunState::kPaused : RunState::kRunning;
-}
-
-bool FederationCore::finished() {
-  absl::MutexLock lock(&mutex_);
-  return coordinator_->finished();
-}
-
-LoraAdapter FederationCore::adapter() {
-  absl::MutexLock lock(&mutex_);
-  return coordinator_->adapter();
-}
-
-size_t FederationCore::known_nodes() {
-  absl::MutexLock lock(&mutex_);
-  return coordinator_->known_nodes();
-}
-
-FederationCore::Progress FederationCore::progress() {
-  absl::MutexLock lock(&mutex_);
-  return {coordinator_->round(), coordinator_->collecting(), coordinator_->counts(),
-          coordinator_->known_nodes()};
-}
-
-std::string FederationCore::QuarantineReason(absl::string_view node) {
-  absl::MutexLock lock(&mutex_);
-  return coordinator_->QuarantineReason(node);
-}
-
-void FederationCore::NoteTold(absl::string_view node) {
-  absl::MutexLock lock(&mutex_);
-  told_.insert(std::string(node));
-}
-
-size_t FederationCore::nodes_to_tell() {
-  absl::MutexLock lock(&mutex_);
-  const size_t known = coordinator_->known_nodes();
-  return known - std::min(known, told_.size());
 }
 
 }  // namespace fedge

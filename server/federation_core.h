@@ -27,11 +27,14 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "common/base/clock.h"
+#include "common/security/signing.h"
 #include "fedge/v1/federation.pb.h"
+#include "server/candidate_evaluator.h"
 #include "server/coordinator.h"
 #include "server/device_requests.h"
 #include "server/downlink.h"
 #include "server/node_quota.h"
+#include "server/quality_gate.h"
 #include "server/round_metrics.h"
 #include "server/run_clock.h"
 #include "server/server_events.h"
@@ -49,6 +52,8 @@ struct FederationCoreOptions {
   std::optional<uint64_t> parent_version;
   absl::Duration tick_interval = absl::Milliseconds(200);  // zero: the owner calls Tick
   std::shared_ptr<GuardedQuota> quota;  // what runs share; null: one of its own, as the plan says
+  CandidateEvaluator* evaluator = nullptr;  // of run.gate; null: no holdout
+  std::optional<SigningKey> signing_key;    // of manifests; none: unsigned
 };
 
 // Thread-safe. Methods block on the disk (not on the network), for milliseconds as a rule.
@@ -77,6 +82,8 @@ class FederationCore : public DeviceRequests {
   // What the run says to a check-in; stored. Then the message that says so.
   absl::StatusOr<CheckInDecision> Decide(const v1::CheckInRequest& request);
   v1::CheckInResponse Answer(const v1::CheckInRequest& request, CheckInDecision decision);
+  // Instead, if another run's task went out.
+  void TakeBack(absl::string_view node, const TaskAssignment& task);
   // Of a download by `node`. NotFound: not a content of this run, or of a version that is no longer
   // kept.
   absl::StatusOr<std::shared_ptr<const std::string>> FindContent(const Digest& digest,
@@ -104,7 +111,8 @@ class FederationCore : public DeviceRequests {
   // A paused run gives no tasks, and the time its open round has left stands still; updates on the
   // way are taken and may complete it.
   absl::Status SetPaused(bool paused);
-  // For good: the open round is abandoned, devices are told that the run is over. Fine when it is.
+  // For good: the open round is abandoned, a candidate refused, devices are told that the run is
+  // over. Fine when it is.
   absl::Status Stop();
   RunState state();
 
@@ -112,6 +120,24 @@ class FederationCore : public DeviceRequests {
   void Tick();
   // Stores what Tick would have stored later. Called by the destructor.
   void Flush();
+  // Whether the node is to measure a candidate: Answer turns a RetryLater into that task.
+  bool AsksForEvaluation(absl::string_view node);
+  // What the evaluator measured of the candidate of `round`; ignored once that is decided.
+  void NoteHoldout(uint64_t round, const HoldoutMeasurement& measured);
+  // What operators decide; the next check-ins follow. Durable when OK is returned; while the disk
+  // is full, ResourceExhausted: it comes into force when there is room.
+  // Publishes the candidate that waits for its nodes. FailedPrecondition: none does.
+  absl::Status Promote(absl::string_view actor);
+  // Publishes the content of `version` again, as the next version, which is returned; the open
+  // round ends without a version, the outer optimizer starts anew. NotFound: no such version.
+  // FailedPrecondition: it is the one served, or not kept any more.
+  absl::StatusOr<uint64_t> Rollback(uint64_t version, absl::string_view actor);
+  // NotFound: no such version.
+  absl::StatusOr<VersionRecord> FindVersion(uint64_t version);
+  absl::StatusOr<std::vector<Contribution>> ContributionsOf(uint64_t version);
+  // What devices hold at a version. NotFound: there is none, or it is not kept any more.
+  absl::StatusOr<LoraAdapter> HeldAt(uint64_t version);
+
   // Of a version's held-out data; stored and announced.
   void RecordHoldout(uint64_t version, double loss, int64_t tokens);
 
@@ -162,10 +188,26 @@ class FederationCore : public DeviceRequests {
   // Moves the blob aside if it is damaged, and says so unless `what` is empty.
   absl::Status Quarantine(const Digest& digest, const std::string& what);
 
+  // A round's result, until it is published or refused.
+  struct Candidate {
+    VersionPublished published;
+    Downlink::Version version;  // what devices would hold
+    std::optional<uint64_t> origin;
+    std::string actor;  // of a rollback
+    RoundMetrics metrics;
+  };
+
   // Stores the version, of which `version` is what devices get, and makes it the one served.
   absl::StatusOr<VersionRecord> StoreVersion(const ModelState& state, VersionRecord record,
                                              Downlink::Version version,
-                                             absl::Span<const Contribution> parts);
+                                             absl::Span<const Contribution> parts)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(actions_mutex_);
+  // What is signed of a version, and what devices are told of it.
+  std::string ManifestOf(const ModelState& state, const VersionRecord& record,
+                         const Downlink::Version& version,
+                         absl::Span<const Contribution> parts) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(actions_mutex_);
+  v1::SignedManifest Sign(const std::string& manifest, absl::string_view context) const;
 
   absl::Status CheckServing();
   absl::Status CheckRun(absl::string_view run_id) const;
@@ -195,6 +237,20 @@ class FederationCore : public DeviceRequests {
   // NodeAssigned, all of one round, in one transaction.
   absl::Status HandleAssigned(absl::Span<const CoordinatorAction> actions)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(actions_mutex_);
+  // The gate, in the order in which a candidate meets it.
+  absl::Status StartGate(Candidate candidate) ABSL_EXCLUSIVE_LOCKS_REQUIRED(actions_mutex_);
+  std::optional<v1::EvaluationTask> MakeEvaluation(const v1::CheckInRequest& request);
+  void NoteEvaluation(const v1::ReportRequest& request);
+  // An operator's decision made it void, if it is not decided yet.
+  void RefuseCandidate(absl::string_view reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool IsToMeasure(absl::string_view node) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status SettleCandidate() ABSL_EXCLUSIVE_LOCKS_REQUIRED(actions_mutex_);
+  absl::Status Publish(const Candidate& candidate, const v1::GateDecision* decision)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(actions_mutex_);
+  absl::Status Refuse(const VersionPublished& published, const v1::GateDecision& decision)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(actions_mutex_);
+  absl::Status PrepareRollback(uint64_t version, absl::string_view actor, uint64_t* number)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(actions_mutex_);
   // UpdateJudged and TaskFailed, in one transaction.
   absl::Status HandleOutcomes(absl::Span<const CoordinatorAction> outcomes)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(actions_mutex_);
@@ -205,6 +261,7 @@ class FederationCore : public DeviceRequests {
   const std::shared_ptr<Store> store_;           // other runs may share it
   const std::shared_ptr<UploadBuffer> uploads_;  // so, too
   const FederationCoreOptions options_;
+  const Digest config_digest_;
   Clock& clock_;
   v1::Assignment assignment_;  // what all assignments share
 
@@ -213,7 +270,12 @@ class FederationCore : public DeviceRequests {
   absl::Mutex actions_mutex_ ABSL_ACQUIRED_BEFORE(mutex_);
   std::deque<CoordinatorAction> unstored_ ABSL_GUARDED_BY(actions_mutex_);
   bool no_room_ ABSL_GUARDED_BY(actions_mutex_) = false;
+  std::optional<Candidate> candidate_ ABSL_GUARDED_BY(actions_mutex_);  // that the gate looks at
+  std::optional<Candidate> returning_ ABSL_GUARDED_BY(actions_mutex_);  // a rollback on its way
+  std::string manifest_ ABSL_GUARDED_BY(actions_mutex_);                // of the version served
   absl::Mutex mutex_;
+  std::unique_ptr<QualityGate> gate_ ABSL_GUARDED_BY(mutex_);  // of candidate_
+  uint64_t gate_round_ ABSL_GUARDED_BY(mutex_) = 0;
   std::unique_ptr<Coordinator> coordinator_ ABSL_GUARDED_BY(mutex_);
   const std::shared_ptr<GuardedQuota> quota_;
   RunClock run_clock_ ABSL_GUARDED_BY(mutex_);  // what the coordinator goes by

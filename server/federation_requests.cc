@@ -121,6 +121,12 @@ absl::StatusOr<CheckInDecision> FederationCore::Decide(const v1::CheckInRequest&
 v1::CheckInResponse FederationCore::Answer(const v1::CheckInRequest& request,
                                            CheckInDecision decision) {
   v1::CheckInResponse response;
+  if (std::holds_alternative<RetryLater>(decision)) {
+    if (std::optional<v1::EvaluationTask> evaluation = MakeEvaluation(request)) {
+      *response.mutable_evaluation() = *std::move(evaluation);
+      return response;
+    }
+  }
   std::optional<v1::AdapterSource> adapter;
   if (const std::optional<uint64_t> version = VersionIn(decision)) {
     adapter = downlink_.Offer(*version, request.held_adapter());
@@ -157,6 +163,11 @@ v1::CheckInResponse FederationCore::Answer(const v1::CheckInRequest& request,
     told_.insert(request.node_id());
   }
   return response;
+}
+
+void FederationCore::TakeBack(absl::string_view node, const TaskAssignment& task) {
+  absl::MutexLock lock(&mutex_);
+  coordinator_->TakeBack(node, task);
 }
 
 absl::StatusOr<std::shared_ptr<const std::string>> FederationCore::OpenDownload(
@@ -254,6 +265,8 @@ absl::Status FederationCore::Report(const v1::ReportRequest& request) {
   RETURN_IF_ERROR(CheckServing());
   RETURN_IF_ERROR(CheckRun(request.run_id()));
   RETURN_IF_ERROR(TakeRequest(request.node_id()));
+  NoteEvaluation(request);
+  if (request.has_evaluation()) return ProcessActions();
   if (!request.completed()) {
     {
       absl::MutexLock lock(&mutex_);

@@ -124,6 +124,7 @@ absl::StatusOr<std::unique_ptr<FederationServer>> FederationServer::Start(
     ASSIGN_OR_RETURN(server->membership_, OpenMembership(config, options));
     grpc_options.membership = server->membership_.get();
     ASSIGN_OR_RETURN(grpc_options.enroll_listen, EnrollListen(config));
+    grpc_options.manifest_key = server->federation_->signing_key().public_key();
   }
   ASSIGN_OR_RETURN(server->grpc_, GrpcServer::Start(*server->federation_, grpc_options));
   if (server->membership_ != nullptr) {

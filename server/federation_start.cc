@@ -69,6 +69,7 @@ absl::StatusOr<ModelState> FederationCore::LoadOrCreateVersion(const LoraAdapter
   }
   ModelState state{initial, {}, 0, {}};
   ASSIGN_OR_RETURN(Downlink::Version version, downlink_.Start(initial));
+  absl::MutexLock storing(&actions_mutex_);
   RETURN_IF_ERROR(StoreVersion(state, VersionRecord(), std::move(version), {}).status());
   return state;
 }
@@ -104,6 +105,15 @@ absl::StatusOr<ModelState> FederationCore::LoadVersion(const VersionRecord& reco
   }
   ASSIGN_OR_RETURN(Downlink::Version version,
                    downlink_.Resume(state.adapter, record.version, snapshot));
+  ASSIGN_OR_RETURN(const std::vector<Contribution> parts,
+                   store_->ListContributions(plan_.run_id, record.version));
+  {
+    absl::MutexLock storing(&actions_mutex_);
+    // An older release kept none, but devices that trust a key load nothing unsigned.
+    manifest_ =
+        record.manifest.empty() ? ManifestOf(state, record, version, parts) : record.manifest;
+    version.manifest = Sign(manifest_, kVersionManifestContext);
+  }
   downlink_.Serve(std::move(version));
   RETURN_IF_ERROR(LoadHistory());
   return state;
@@ -128,7 +138,11 @@ absl::StatusOr<ModelState> FederationCore::FallBack(const VersionRecord& latest,
     }
     ASSIGN_OR_RETURN(Downlink::Version version,
                      downlink_.Resume(state->adapter, state->version, ""));
-    RETURN_IF_ERROR(StoreVersion(*state, VersionRecord(), std::move(version), {}).status());
+    VersionRecord again;
+    again.origin = record->version;
+    absl::MutexLock storing(&actions_mutex_);
+    manifest_ = latest.manifest;
+    RETURN_IF_ERROR(StoreVersion(*state, std::move(again), std::move(version), {}).status());
     return state;
   }
   return damage;  // nothing intact is left
@@ -273,7 +287,7 @@ absl::Status FederationCore::ContinueRound(const RoundRecord& round) {
   for (ServerEvents* const events : options_.events) {
     events->OnRoundContinued(round, coordinator_->counts());
   }
-  coordinator_->FinishResume(run_clock_.Now());
+  coordinator_->FinishResume(run_clock_.Now(), round.closed);
   return FEDGE_FAILPOINT("core.resume.round");
 }
 
@@ -281,6 +295,7 @@ absl::Status FederationCore::ResumeVerdict(const ParticipationRecord& record) {
   if (!coordinator_->HasOpenTask(record.node_id, record.round)) {
     return Withdraw(record, absl::DataLossError("its node has no such task"));
   }
+  if (record.outcome == Outcome::kLate) return absl::OkStatus();  // the round was closed then
   if (record.outcome == Outcome::kFailed) {
     coordinator_->ResumeFailure(record.node_id, record.reason);
     return absl::OkStatus();

@@ -112,7 +112,8 @@ struct GrpcServer::State {
         service(MakeFederationService(requests, queue)) {
     if (options.membership == nullptr) return;
     identity = MakeIdentityService(*options.membership, queue);
-    enrollment = MakeEnrollmentService(*options.membership, queue, [this] { return port; });
+    enrollment = MakeEnrollmentService(*options.membership, queue, options.manifest_key,
+                                       [this] { return port; });
     options.membership->AddRevocationListener(
         [calls = std::weak_ptr<LiveCalls>(calls)](absl::string_view node) {
           if (const std::shared_ptr<LiveCalls> live = calls.lock()) live->End(node);

@@ -27,8 +27,9 @@ struct GrpcServerOptions {
   // `enroll_listen`. Without: plaintext, nodes are who they say, and only this machine may call.
   Membership* membership = nullptr;
   std::string enroll_listen = {};
-  int worker_threads = 4;       // for blocking work
-  size_t max_pending = 20'000;  // requests waiting for a worker; more are turned away
+  std::string manifest_key = {};  // what who joins is told to trust; empty: nothing
+  int worker_threads = 4;         // for blocking work
+  size_t max_pending = 20'000;    // requests waiting for a worker; more are turned away
 };
 
 // InvalidArgument unless `listen` is "host:port"; messages begin with `field`.

@@ -111,6 +111,15 @@ void LogEvents::OnTaskFailed(const TaskFailed& failure) {
 }
 
 void LogEvents::OnPublished(const VersionRecord& version, const LoraAdapter&) {
+  if (version.origin) {
+    v1::Event event = MakeEvent(
+        "rolled-back", v1::Event::WARNING,
+        absl::StrCat("published version ", version.version, ": the content of version ",
+                     *version.origin, " again, ", Bytes(version.encoded_bytes), " a download"));
+    event.set_version(version.version);
+    Add(std::move(event));
+    return;
+  }
   std::string line = absl::StrCat("published version ", version.version, ": ",
                                   CountsText(version.counts), ", ", Bytes(version.update_bytes),
                                   " of updates, ", Bytes(version.encoded_bytes), " a download");
@@ -134,6 +143,22 @@ void LogEvents::OnPublished(const VersionRecord& version, const LoraAdapter&) {
 void LogEvents::OnAbandoned(const RoundAbandoned& round) {
   Add(RoundEvent("abandoned", v1::Event::WARNING, round.round,
                  absl::StrCat("abandoned: ", round.reason, " (", CountsText(round.counts), ")")));
+}
+
+void LogEvents::OnEvaluating(uint64_t round, uint64_t version,
+                             const std::vector<std::string>& nodes) {
+  std::string text = absl::StrCat("version ", version, " is being evaluated");
+  if (!nodes.empty()) absl::StrAppend(&text, ", ", nodes.size(), " nodes are asked");
+  v1::Event event = RoundEvent("evaluating", v1::Event::INFO, round, text);
+  event.set_version(version);
+  Add(std::move(event));
+}
+
+void LogEvents::OnRefused(const RefusedRound& round) {
+  v1::Event event = RoundEvent("refused", v1::Event::WARNING, round.round,
+                               absl::StrCat("version ", round.version, " refused: ", round.reason));
+  event.set_version(round.version);
+  Add(std::move(event));
 }
 
 void LogEvents::OnEvaluated(uint64_t version, double loss, int64_t tokens) {

@@ -30,6 +30,9 @@ class LogEvents : public ServerEvents {
   void OnTaskFailed(const TaskFailed& failure) override;
   void OnPublished(const VersionRecord& version, const LoraAdapter& adapter) override;
   void OnAbandoned(const RoundAbandoned& round) override;
+  void OnEvaluating(uint64_t round, uint64_t version,
+                    const std::vector<std::string>& nodes) override;
+  void OnRefused(const RefusedRound& round) override;
   void OnEvaluated(uint64_t version, double loss, int64_t tokens) override;
   void OnFinished(uint64_t final_version) override;
   void OnNoRoom(const absl::Status& status) override;

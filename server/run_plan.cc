@@ -281,6 +281,7 @@ absl::StatusOr<RunPlan> MakeRunPlan(const v1::ServerConfig& config, LoraSpec lor
   FillDownlink(config.run().downlink(), limits, plan);
   FillAggregation(config.run().aggregation(), limits, plan);
   FillAdmission(config.run().admission(), limits, plan.admission);
+  FillGate(config.run().gate(), !config.holdout().empty(), limits, plan.gate);
   // Changes between versions that have little to do with each other are no smaller than versions.
   if (!config.run().downlink().has_encoding() && RotatesFrame(plan.aggregation)) {
     plan.downlink.encoding = DownlinkEncoding::kFp16;

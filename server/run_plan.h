@@ -15,6 +15,7 @@
 #include "common/codec/update_codec.h"
 #include "common/model/base_model.h"
 #include "common/training/adapter_init.h"
+#include "server/gate_plan.h"
 #include "server/outer_optimizer.h"
 #include "server/pace_plan.h"
 #include "server/trust_plan.h"
@@ -106,6 +107,7 @@ struct RunPlan {
   RobustPlan robust;
   // What an update must pass, and what a node may ask for.
   AdmissionPlan admission;
+  GatePlan gate;  // what a version must pass
 };
 
 // The adapter a run asks for, before the base model turns it into a LoraSpec.

@@ -33,8 +33,9 @@ absl::StatusOr<RunSetup> SetUpRun(const v1::ServerConfig& config, BaseModels& mo
   ASSIGN_OR_RETURN(setup.model, models.Load(config.base_model()));
   ASSIGN_OR_RETURN(setup.plan, PlanRun(config, *setup.model));
   if (config.holdout().empty()) return setup;
-  ASSIGN_OR_RETURN(setup.holdout, HoldoutEvaluator::Create(setup.model, config.holdout(),
-                                                           setup.plan.length, threads, env));
+  ASSIGN_OR_RETURN(setup.holdout,
+                   HoldoutEvaluator::Create(setup.model, config.holdout(), setup.plan.length,
+                                            setup.plan.gate.slice_by, threads, env));
   return setup;
 }
 

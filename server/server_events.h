@@ -36,6 +36,10 @@ class ServerEvents {
   // `adapter` is what devices hold at that version.
   virtual void OnPublished(const VersionRecord& /*version*/, const LoraAdapter& /*adapter*/) {}
   virtual void OnAbandoned(const RoundAbandoned& /*round*/) {}
+  // A candidate waits for what the server's data and sampled nodes say of it.
+  virtual void OnEvaluating(uint64_t /*round*/, uint64_t /*version*/,
+                            const std::vector<std::string>& /*nodes*/) {}
+  virtual void OnRefused(const RefusedRound& /*round*/) {}
   // Server-side loss of a version over `tokens` held-out tokens, nats a token.
   virtual void OnEvaluated(uint64_t /*version*/, double /*loss*/, int64_t /*tokens*/) {}
   virtual void OnFinished(uint64_t /*final_version*/) {}

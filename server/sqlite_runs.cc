@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/failpoint.h"
 #include "common/base/status.h"
+#include "server/decisions.h"
 #include "server/sqlite_store.h"
 
 namespace fedge {
@@ -94,14 +95,19 @@ absl::StatusOr<RunState> SqliteStore::GetRunState(absl::string_view run) {
   return static_cast<RunState>(query.Int(0));
 }
 
-absl::Status SqliteStore::SetRunState(absl::string_view run, RunState state) {
+absl::Status SqliteStore::SetRunState(absl::string_view run, RunState state, absl::Time when) {
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(CheckUsable());
   const auto set = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) -> absl::Status {
     ASSIGN_OR_RETURN(SqliteTransaction transaction, SqliteTransaction::Begin(*db_));
     ASSIGN_OR_RETURN(SqliteStatement update,
-                     db_->Prepare("UPDATE runs SET state=? WHERE run_id=?"));
-    RETURN_IF_ERROR(update.Bind(static_cast<int64_t>(state)).Bind(run).Run());
+                     db_->Prepare("UPDATE runs SET state=?1 WHERE run_id=?2 AND state<>?1 "
+                                  "RETURNING run_id"));
+    ASSIGN_OR_RETURN(const bool is_change,
+                     update.Bind(static_cast<int64_t>(state)).Bind(run).Step());
+    if (!is_change) return absl::OkStatus();
+    update.Reset();
+    RETURN_IF_ERROR(InsertAudit(RunStateEntry(run, state, when)));
     return FEDGE_FAILPOINT_RUN("store.state.commit", Commit(transaction));
   };
   return Guard(set());

@@ -9,7 +9,7 @@ namespace fedge {
 namespace {
 
 constexpr int64_t kApplicationId = 0x46454447;  // "FEDG"
-constexpr int64_t kSchemaVersion = 7;
+constexpr int64_t kSchemaVersion = 8;
 constexpr int64_t kTablesVersion = 2;
 
 // Schema 2: what a new database starts with.
@@ -20,7 +20,7 @@ CREATE TABLE runs(
 ) WITHOUT ROWID;
 CREATE TABLE rounds(
   run_id TEXT NOT NULL REFERENCES runs, round INTEGER NOT NULL, base_version INTEGER NOT NULL,
-  state INTEGER NOT NULL,  -- 0 collecting, 1 published, 2 abandoned
+  state INTEGER NOT NULL,  -- 0 collecting, 1 published, 2 abandoned, 3 evaluating, 4 refused
   assigned INTEGER NOT NULL DEFAULT 0, accepted INTEGER NOT NULL DEFAULT 0,
   rejected INTEGER NOT NULL DEFAULT 0, dropped INTEGER NOT NULL DEFAULT 0,
   late INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '',
@@ -98,6 +98,20 @@ ALTER TABLE runs ADD COLUMN by_operator INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE runs ADD COLUMN parent_run TEXT NOT NULL DEFAULT '';
 ALTER TABLE runs ADD COLUMN parent_version INTEGER;
 CREATE INDEX updates_by_node ON updates(node_id, when_us);
+)sql",
+                                           R"sql(
+ALTER TABLE versions ADD COLUMN origin INTEGER;  -- the version whose content this is, too
+ALTER TABLE versions ADD COLUMN manifest BLOB NOT NULL DEFAULT X'';
+ALTER TABLE versions ADD COLUMN signature BLOB NOT NULL DEFAULT X'';
+ALTER TABLE versions ADD COLUMN decision BLOB NOT NULL DEFAULT X'';
+CREATE TABLE audit(
+  number INTEGER PRIMARY KEY, when_us INTEGER NOT NULL, run_id TEXT NOT NULL, actor TEXT NOT NULL,
+  action TEXT NOT NULL, detail TEXT NOT NULL, previous BLOB NOT NULL, hash BLOB NOT NULL
+);
+CREATE TRIGGER audit_stays BEFORE UPDATE ON audit
+BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
+CREATE TRIGGER audit_is_kept BEFORE DELETE ON audit
+BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
 )sql"};
 static_assert(std::size(kUpgrades) == kSchemaVersion - 1);
 

@@ -55,11 +55,11 @@ absl::StatusOr<uint64_t> SqliteStore::LastRound(absl::string_view run) {
 
 absl::StatusOr<std::vector<RoundRecord>> SqliteStore::QueryRounds(absl::string_view run,
                                                                   absl::string_view condition) {
-  ASSIGN_OR_RETURN(
-      SqliteStatement find,
-      db_->Prepare(absl::StrCat("SELECT round, base_version, attempt, started_us FROM rounds "
-                                "WHERE run_id=? AND ",
-                                condition)));
+  ASSIGN_OR_RETURN(SqliteStatement find,
+                   db_->Prepare(absl::StrCat(
+                       "SELECT round, base_version, attempt, started_us, state FROM rounds "
+                       "WHERE run_id=? AND ",
+                       condition)));
   find.Bind(run);
   std::vector<RoundRecord> rounds;
   for (;;) {
@@ -70,6 +70,7 @@ absl::StatusOr<std::vector<RoundRecord>> SqliteStore::QueryRounds(absl::string_v
     round.base_version = find.Unsigned(1);
     round.attempt = find.Unsigned(2);
     round.started = absl::FromUnixMicros(find.Int(3));
+    round.closed = find.Int(4) == 3;
   }
   ASSIGN_OR_RETURN(SqliteStatement members,
                    db_->Prepare("SELECT node_id FROM members WHERE run_id=? AND round=? "
@@ -152,7 +153,8 @@ absl::Status SqliteStore::StartRound(absl::string_view run, const RoundRecord& r
 absl::StatusOr<std::optional<RoundRecord>> SqliteStore::ContinueRound(absl::string_view run) {
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(CheckUsable());
-  ASSIGN_OR_RETURN(std::optional<RoundRecord> round, FindRound(run, "state=0 ORDER BY round DESC"));
+  ASSIGN_OR_RETURN(std::optional<RoundRecord> round,
+                   FindRound(run, "state IN (0, 3) ORDER BY round DESC"));
   if (!round) return round;
   ++round->attempt;
   ASSIGN_OR_RETURN(SqliteTransaction transaction, SqliteTransaction::Begin(*db_));
@@ -173,7 +175,7 @@ absl::Status SqliteStore::AbandonRound(absl::string_view run, uint64_t round,
     ASSIGN_OR_RETURN(SqliteStatement update,
                      db_->Prepare("UPDATE rounds SET state=2, assigned=?, accepted=?, rejected=?, "
                                   "dropped=?, late=?, reason=?, ended_us=? "
-                                  "WHERE run_id=? AND round=? AND state=0"));
+                                  "WHERE run_id=? AND round=? AND state IN (0, 3)"));
     update.Bind(counts.assigned).Bind(counts.accepted).Bind(counts.rejected).Bind(counts.dropped);
     update.Bind(counts.late).Bind(reason).Bind(absl::ToUnixMicros(when)).Bind(run).Bind(round);
     RETURN_IF_ERROR(update.Run());

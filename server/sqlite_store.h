@@ -35,7 +35,7 @@ class SqliteStore : public Store, public Directory {
 
   absl::Status OpenRun(const RunRecord& run) override;
   absl::StatusOr<RunState> GetRunState(absl::string_view run) override;
-  absl::Status SetRunState(absl::string_view run, RunState state) override;
+  absl::Status SetRunState(absl::string_view run, RunState state, absl::Time when) override;
   absl::StatusOr<std::optional<VersionRecord>> LatestVersion(absl::string_view run) override;
   absl::StatusOr<std::vector<VersionRecord>> ListVersions(absl::string_view run) override;
   absl::StatusOr<uint64_t> LastRound(absl::string_view run) override;
@@ -47,6 +47,8 @@ class SqliteStore : public Store, public Directory {
   absl::StatusOr<std::optional<RoundRecord>> ContinueRound(absl::string_view run) override;
   absl::Status AbandonRound(absl::string_view run, uint64_t round, const RoundCounts& counts,
                             absl::string_view reason, absl::Time when) override;
+  absl::Status StartEvaluation(absl::string_view run, uint64_t round) override;
+  absl::Status RefuseRound(absl::string_view run, const RefusedRound& round) override;
   absl::StatusOr<VersionRecord> PublishVersion(
       absl::string_view run, VersionRecord record, const VersionBlobs& blobs,
       absl::Span<const Contribution> contributions) override;
@@ -72,6 +74,9 @@ class SqliteStore : public Store, public Directory {
                              absl::string_view metrics) override;
   absl::Status TouchNodes(absl::Span<const NodeRecord> nodes) override;
   absl::StatusOr<uint64_t> CountNodes() override;
+  absl::Status AppendAudit(const AuditEntry& entry) override;
+  absl::StatusOr<std::vector<AuditRecord>> ListAudit(uint64_t after, uint64_t limit) override;
+  absl::StatusOr<std::vector<AuditRecord>> ListAuditOf(absl::string_view action) override;
 
   absl::StatusOr<std::vector<RunEntry>> ListRuns() override;
   absl::StatusOr<std::vector<NodeEntry>> ListNodes(absl::string_view after,
@@ -111,6 +116,8 @@ class SqliteStore : public Store, public Directory {
   absl::Status CloseRound(absl::string_view run, const VersionRecord& record)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
+  // The next record of the chain; within a transaction.
+  absl::Status InsertAudit(const AuditEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status WriteBlobs(const VersionBlobs& blobs, VersionRecord& record)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status InsertVersion(absl::string_view run, const VersionRecord& record)

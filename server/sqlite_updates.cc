@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/failpoint.h"
 #include "common/base/status.h"
+#include "server/decisions.h"
 #include "server/sqlite_store.h"
 
 namespace fedge {
@@ -78,6 +79,9 @@ absl::Status SqliteStore::RecordParticipations(absl::string_view run,
   const auto record_all = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) -> absl::Status {
     ASSIGN_OR_RETURN(SqliteTransaction transaction, SqliteTransaction::Begin(*db_));
     RETURN_IF_ERROR(InsertParticipations(run, records));
+    for (const ParticipationRecord& record : records) {
+      if (record.quarantined) RETURN_IF_ERROR(InsertAudit(QuarantineEntry(run, record)));
+    }
     return FEDGE_FAILPOINT_RUN("store.updates.commit", Commit(transaction));
   };
   RETURN_IF_ERROR(Guard(record_all()));

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/failpoint.h"
 #include "common/base/status.h"
+#include "server/decisions.h"
 #include "server/sqlite_store.h"
 
 namespace fedge {
@@ -14,7 +15,8 @@ constexpr absl::string_view kVersionColumns =
     "version, round, encoded, encoded_bytes, master, momentum, assigned, accepted, rejected, "
     "dropped, late, update_bytes, devices, train_loss_first, train_loss_last, validation_loss, "
     "validation_tokens, train_tokens, upload_bytes, download_bytes, holdout_loss, created_us, "
-    "snapshot, typical_norm, typical_norm_of_a, aggregation_error, folded";
+    "snapshot, typical_norm, typical_norm_of_a, aggregation_error, folded, origin, manifest, "
+    "signature, decision";
 
 absl::StatusOr<VersionRecord> ReadVersion(const SqliteStatement& row) {
   VersionRecord record;
@@ -51,13 +53,17 @@ absl::StatusOr<VersionRecord> ReadVersion(const SqliteStatement& row) {
   ++column;
   for (double& norm : record.typical_norm) norm = row.Double(column++);
   record.aggregation_error = row.Double(column++);
-  record.counts.folded = row.Int(column);
+  record.counts.folded = row.Int(column++);
+  if (!row.IsNull(column)) record.origin = row.Unsigned(column);
+  record.manifest = row.Bytes(++column);
+  record.signature = row.Bytes(++column);
+  record.decision = row.Bytes(++column);
   return record;
 }
 
 bool SameContent(const VersionRecord& a, const VersionRecord& b) {
   return a.round == b.round && a.encoded == b.encoded && a.master == b.master &&
-         a.momentum == b.momentum && a.snapshot == b.snapshot;
+         a.momentum == b.momentum && a.snapshot == b.snapshot && a.origin == b.origin;
 }
 
 }  // namespace
@@ -91,10 +97,11 @@ absl::StatusOr<std::vector<VersionRecord>> SqliteStore::ListVersions(absl::strin
 }
 
 absl::Status SqliteStore::InsertVersion(absl::string_view run, const VersionRecord& record) {
-  ASSIGN_OR_RETURN(SqliteStatement insert,
-                   db_->Prepare(absl::StrCat(
-                       "INSERT INTO versions(run_id, parent, ", kVersionColumns,
-                       ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)")));
+  ASSIGN_OR_RETURN(
+      SqliteStatement insert,
+      db_->Prepare(absl::StrCat(
+          "INSERT INTO versions(run_id, parent, ", kVersionColumns,
+          ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)")));
   insert.Bind(run);
   record.version == 0 ? insert.BindNull() : insert.Bind(record.version - 1);
   insert.Bind(record.version).Bind(record.round).Bind(record.encoded).Bind(record.encoded_bytes);
@@ -112,6 +119,8 @@ absl::Status SqliteStore::InsertVersion(absl::string_view run, const VersionReco
   record.snapshot ? insert.Bind(*record.snapshot) : insert.BindNull();
   for (const double norm : record.typical_norm) insert.Bind(norm);
   insert.Bind(record.aggregation_error).Bind(counts.folded);
+  record.origin ? insert.Bind(*record.origin) : insert.BindNull();
+  insert.BindBlob(record.manifest).BindBlob(record.signature).BindBlob(record.decision);
   return insert.Run();
 }
 
@@ -168,6 +177,7 @@ absl::StatusOr<VersionRecord> SqliteStore::PublishVersion(
     RETURN_IF_ERROR(InsertVersion(run, record));
     RETURN_IF_ERROR(InsertContributions(run, record.version, contributions));
     RETURN_IF_ERROR(CloseRound(run, record));
+    RETURN_IF_ERROR(InsertAudit(PublicationEntry(run, record)));
     ASSIGN_OR_RETURN(std::vector<Digest> gone, GiveUpUpdates(run, record.round));
     RETURN_IF_ERROR(GiveUpVersions(run, record.version, gone));
     RETURN_IF_ERROR(FEDGE_FAILPOINT_RUN("store.publish.commit", Commit(transaction)));

@@ -20,6 +20,7 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "common/base/digest.h"
+#include "server/audit_log.h"
 #include "server/coordinator.h"
 
 namespace fedge {
@@ -68,6 +69,21 @@ struct VersionRecord {
   std::optional<double> holdout_loss;    // nats a token
   std::array<double, 2> typical_norm{};  // ModelState's
   absl::Time created;
+  std::optional<uint64_t> origin;  // the version whose content was published again as this one
+  std::string manifest;   // serialized v1::VersionManifest; empty: an older release published it
+  std::string signature;  // of it, if the server signs
+  std::string decision;   // serialized v1::GateDecision; empty: there was no gate
+  std::string actor;      // who wanted it, for the audit log; empty: the server. Not kept
+};
+
+// A round whose candidate was refused.
+struct RefusedRound {
+  uint64_t round = 0;
+  uint64_t version = 0;  // that it would have been
+  RoundCounts counts;
+  std::string reason;    // one line
+  std::string decision;  // as VersionRecord's
+  absl::Time when;
 };
 
 struct VersionBlobs {
@@ -90,6 +106,7 @@ struct ParticipationRecord {
   std::string reason;
   std::string metrics;  // serialized v1::TaskMetrics; may be empty
   absl::Time when;
+  bool quarantined = false;  // it keeps the node out of the next rounds; for the audit log
 };
 
 struct RoundRecord {
@@ -98,6 +115,7 @@ struct RoundRecord {
   uint64_t attempt = 1;             // one more each time a server that stopped continues it
   std::vector<std::string> cohort;  // sorted; with those who joined later
   absl::Time started;
+  bool closed = false;  // nobody is waited for: its candidate was being evaluated
 };
 
 struct NodeRecord {
@@ -112,15 +130,14 @@ struct NodeRecord {
 // ResourceExhausted: the disk is full; nothing is lost, the same call works once there is room
 // again. After any other failed write all further writes return FailedPrecondition: what reached
 // the disk is no longer known, the owner must stop and be restarted.
-class Store {
+class Store : public AuditLog {
  public:
-  virtual ~Store() = default;
-
   // Creates the run or continues it; one that has no version yet is made anew. FailedPrecondition:
   // it exists with another base model, layout or seed (names what differs).
   virtual absl::Status OpenRun(const RunRecord& run) = 0;
   virtual absl::StatusOr<RunState> GetRunState(absl::string_view run) = 0;
-  virtual absl::Status SetRunState(absl::string_view run, RunState state) = 0;
+  // A change is on record in the audit log, in the same transaction.
+  virtual absl::Status SetRunState(absl::string_view run, RunState state, absl::Time when) = 0;
   virtual absl::StatusOr<std::optional<VersionRecord>> LatestVersion(absl::string_view run) = 0;
   virtual absl::StatusOr<std::vector<VersionRecord>> ListVersions(absl::string_view run) = 0;
   virtual absl::StatusOr<uint64_t> LastRound(absl::string_view run) = 0;  // 0: none was started
@@ -139,10 +156,14 @@ class Store {
   virtual absl::Status AbandonRound(absl::string_view run, uint64_t round,
                                     const RoundCounts& counts, absl::string_view reason,
                                     absl::Time when) = 0;
-  // Blobs first, then one transaction for the version, its contributions (sorted by node and round)
-  // and its round; then the blobs of versions that are no longer kept go, and those of updates that
-  // count in rounds before. Fills in the record's digests. FailedPrecondition: a version of this
-  // number with other content exists, or there is a gap.
+  // The round is closed and its candidate is being evaluated: what came in is what it is made of.
+  virtual absl::Status StartEvaluation(absl::string_view run, uint64_t round) = 0;
+  // The bytes of the round's updates go. One transaction with the audit log's record.
+  virtual absl::Status RefuseRound(absl::string_view run, const RefusedRound& round) = 0;
+  // Blobs first, then one transaction for the version, its contributions (sorted by node and
+  // round), its round and the audit log's record; then the blobs of versions that are no longer
+  // kept go, and those of updates that count in rounds before. Fills in the record's digests.
+  // FailedPrecondition: a version of this number with other content exists, or there is a gap.
   virtual absl::StatusOr<VersionRecord> PublishVersion(
       absl::string_view run, VersionRecord record, const VersionBlobs& blobs,
       absl::Span<const Contribution> contributions) = 0;

@@ -77,6 +77,12 @@ void AdapterState::Advance(absl::Span<const int32_t> change) {
   Refresh();
 }
 
+Digest AdapterState::ValuesDigest() const {
+  const absl::Span<const float> values = values_.values();
+  return Sha256Of(absl::string_view(reinterpret_cast<const char*>(values.data()),
+                                    values.size() * sizeof(float)));
+}
+
 std::string AdapterState::EncodeWhole() const {
   AdapterHeader header;
   header.from_version = start_version_;

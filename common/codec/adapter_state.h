@@ -45,6 +45,7 @@ class AdapterState {
   const LoraAdapter& adapter() const { return values_; }
   uint32_t crc() const { return crc_; }              // of the values
   uint32_t start_crc() const { return start_crc_; }  // of the start's values
+  Digest ValuesDigest() const;                       // SHA-256 of the values as little-endian fp32
   // The content of the start; empty when a seed makes it.
   const std::string& start_content() const { return start_content_; }
   uint64_t seed() const { return seed_; }

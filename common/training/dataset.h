@@ -3,12 +3,13 @@
 // Input: a JSONL file (*.jsonl, *.ndjson, *.json), a plain-text file (any other name), or a folder
 // of both (searched recursively: *.jsonl, *.ndjson, *.txt, *.md; names that begin with a dot are
 // left out). One JSONL line is one record: {"text": s} | {"prompt": s, "completion": s} |
-// {"messages": [{role, content}...]}, with optional "node" (the natural client it belongs to) and
-// "id" (records of one id stay on one side of the train/validation split), each a string or an
-// integer. A line that fits none of these is an error naming file, line and reason. A plain-text
-// file becomes records at blank-line boundaries of at most ~2,000 bytes; its node is the file's
-// name (in a folder: the path inside it). In a folder this goes for a JSONL file that names no node
-// too. Without an "id" the id is the hash of the content, so that equal records stay together.
+// {"messages": [{role, content}...]}, with optional "node" (the natural client it belongs to),
+// "id" (records of one id stay on one side of the train/validation split) and "slice" (a named part
+// of held-out data that is measured by itself), each a string or an integer. A line that fits none
+// of these is an error naming file, line and reason. A plain-text file becomes records at
+// blank-line boundaries of at most ~2,000 bytes; its node is the file's name (in a folder: the path
+// inside it). In a folder this goes for a JSONL file that names no node too. Without an "id" the id
+// is the hash of the content, so that equal records stay together.
 #ifndef FEDGE_COMMON_TRAINING_DATASET_H_
 #define FEDGE_COMMON_TRAINING_DATASET_H_
 
@@ -34,6 +35,7 @@ using RecordSpan = ChatSpan;
 struct Record {
   std::string node;
   std::string id;
+  std::string slice;
   std::vector<RecordSpan> spans;
   bool has_completion = false;  // from prompt/completion: usable for label scoring
 };
@@ -70,6 +72,12 @@ std::vector<Example> MakeExamples(const Record& record, const Tokenizer& tokeniz
 // Which side of the split a record is on: a pure function of (seed, node, id), so that every device
 // and every process agrees. `fraction` in [0, 1).
 bool IsValidation(const Record& record, uint64_t seed, double fraction);
+
+// What of a record names the slice of held-out data that it belongs to.
+enum class SliceBy { kField = 0, kNode = 1, kCompletion = 2 };
+// Its field "slice", its node, or its completion (a label) without the white space around it; empty
+// when it has none. At most 64 bytes: longer names are cut, at a character's end.
+std::string SliceName(const Record& record, SliceBy by);
 
 // Draws batches from examples for ever: a new seeded permutation each epoch. Short examples are
 // packed into rows of `length` tokens one after the other (each starts with BOS; attention runs

@@ -3,6 +3,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/training/dataset.h"
@@ -88,6 +89,27 @@ bool IsValidation(const Record& record, uint64_t seed, double fraction) {
   const uint64_t hash = StableHash(
       absl::StrCat("validation:", seed, ":", record.node.size(), ":", record.node, ":", record.id));
   return static_cast<double>(hash >> 11) * 0x1.0p-53 < fraction;
+}
+
+std::string SliceName(const Record& record, SliceBy by) {
+  constexpr size_t kMaxBytes = 64;
+  absl::string_view name;
+  switch (by) {
+    case SliceBy::kField:
+      name = record.slice;
+      break;
+    case SliceBy::kNode:
+      name = record.node;
+      break;
+    case SliceBy::kCompletion:
+      if (record.has_completion) name = record.spans.back().text;
+      break;
+  }
+  name = absl::StripAsciiWhitespace(name);
+  if (name.size() <= kMaxBytes) return std::string(name);
+  size_t end = kMaxBytes;
+  while (end > 0 && (static_cast<uint8_t>(name[end]) & 0xC0) == 0x80) --end;
+  return std::string(name.substr(0, end));
 }
 
 }  // namespace fedge

@@ -59,7 +59,7 @@ absl::StatusOr<std::string> TakeString(Json& object, const char* field) {
   return std::move(found->get_ref<std::string&>());
 }
 
-// "node" and "id": a string or an integer; empty when absent.
+// "node", "id" and "slice": a string or an integer; empty when absent.
 absl::StatusOr<std::string> TakeName(Json& object, const char* field) {
   const auto found = object.find(field);
   if (found == object.end()) return std::string();
@@ -157,6 +157,7 @@ absl::StatusOr<Record> ParseRecordLine(absl::string_view line, ChatFormat format
   Record record;
   ASSIGN_OR_RETURN(record.node, TakeName(object, "node"));
   ASSIGN_OR_RETURN(record.id, TakeName(object, "id"));
+  ASSIGN_OR_RETURN(record.slice, TakeName(object, "slice"));
   if (text) {
     ASSIGN_OR_RETURN(std::string whole, TakeString(object, "text"));
     AddSpan(std::move(whole), true, record);

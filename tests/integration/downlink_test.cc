@@ -8,6 +8,7 @@
 
 #include "client/global_adapter.h"
 #include "client/grpc_link.h"
+#include "client/server_key.h"
 #include "common/base/rng.h"
 #include "server/grpc_server.h"
 #include "tests/server/federation_test_rig.h"
@@ -29,8 +30,19 @@ class Device {
     transfer_.reset();
     link_ = ConnectGrpc(absl::StrCat("127.0.0.1:", port), GrpcLinkOptions()).value();
     transfer_ = std::make_unique<Transfer>(link_.get(), Clock::Real(), RetryPolicy(), 1);
-    adapter_ = std::make_unique<GlobalAdapter>(id_, rig_.plan.base_model, transfer_.get(), &kept_);
+    key_ = std::make_unique<ServerKey>(id_, "", &keys_);
+    adapter_ = std::make_unique<GlobalAdapter>(id_, rig_.plan.base_model, transfer_.get(), &kept_,
+                                               key_.get());
   }
+  // What comes of the next task's adapter.
+  absl::Status Try() {
+    v1::CheckInRequest request = rig_.CheckInRequest(id_);
+    *request.mutable_held_adapter() = adapter_->held();
+    const auto answer = transfer_->CheckIn(request);
+    RETURN_IF_ERROR(answer.status());
+    return adapter_->Fetch(rig_.plan.lora, answer->assignment().adapter()).status();
+  }
+  uint64_t held_version() { return adapter_->held().version(); }
   // Checks in and gets what it is offered, if anything; returns whether it was.
   bool Follow() {
     v1::CheckInRequest request = rig_.CheckInRequest(id_);
@@ -65,8 +77,10 @@ class Device {
   const FederationRig& rig_;
   const std::string id_;
   SharedStateStore kept_;
+  SharedStateStore keys_;
   std::unique_ptr<FederationLink> link_;
   std::unique_ptr<Transfer> transfer_;
+  std::unique_ptr<ServerKey> key_;
   std::unique_ptr<GlobalAdapter> adapter_;
   uint64_t bytes_ = 0;
   uint64_t follows_ = 0;
@@ -116,6 +130,84 @@ TEST(DownlinkIntegrationTest, DevicesHoldTheServersBitsOverTcpAndRestarts) {
   const uint64_t halves = 2 * static_cast<uint64_t>(plan.lora.num_parameters());
   EXPECT_LT(bytes, follows * (kAdapterHeaderBytes + halves));
   EXPECT_GT(bytes, kNodes * (kAdapterHeaderBytes + halves));
+}
+
+// Nodes, each with its device; all are in each round.
+struct SignedRun {
+  explicit SignedRun(DownlinkEncoding encoding)
+      : rig(Plan(encoding), nullptr, SigningKey::FromSeed(std::string(32, 'k')).value()) {
+    for (uint64_t i = 0; i < 4; ++i) {
+      devices.push_back(std::make_unique<Device>(rig, NodeName(i)));
+    }
+    Serve();
+  }
+  static RunPlan Plan(DownlinkEncoding encoding) {
+    RunPlan plan = testing::TinyPlan();
+    plan.rounds = 20;
+    plan.downlink = {};
+    plan.downlink.encoding = encoding;
+    return plan;
+  }
+  void Serve() {
+    server.reset();
+    server = GrpcServer::Start(*rig.core, {.listen = "127.0.0.1:0", .worker_threads = 2}).value();
+    for (const auto& device : devices) device->Connect(server->port());
+  }
+  void PlayRounds(int rounds) {
+    for (int i = 0; i < rounds; ++i) {
+      for (const auto& device : devices) device->Follow();
+      for (const auto& device : devices) device->Follow();  // the last one's opened the round
+      const uint64_t round = rig.core->round();
+      rig.PlayRound(4, round, rig.core->version());
+    }
+  }
+  ~SignedRun() { server.reset(); }
+
+  FederationRig rig;
+  std::vector<std::unique_ptr<Device>> devices;
+  std::unique_ptr<GrpcServer> server;
+};
+
+TEST(RollbackIntegrationTest, DevicesFollowToTheBit) {
+  for (const DownlinkEncoding encoding :
+       {DownlinkEncoding::kDelta, DownlinkEncoding::kFp16, DownlinkEncoding::kExact}) {
+    SignedRun run(encoding);
+    run.PlayRounds(5);
+    ASSERT_EQ(run.rig.core->version(), 5u);
+    const LoraAdapter then = run.rig.events.adapters[1];  // of version 2
+    const auto number = run.rig.core->Rollback(2, "operator");
+    ASSERT_TRUE(number.ok()) << number.status();
+    EXPECT_EQ(run.rig.core->version(), 6u);
+    EXPECT_EQ(run.rig.core->served().values(), then.values());
+    for (const auto& device : run.devices) {
+      ASSERT_TRUE(device->Follow());  // compares with the server's bits
+      EXPECT_EQ(device->held_version(), 6u);
+    }
+    run.PlayRounds(2);
+    run.rig.Start();
+    run.Serve();
+    run.PlayRounds(1);
+    EXPECT_EQ(run.rig.core->version(), 9u);
+    for (const auto& device : run.devices) ASSERT_TRUE(device->Follow());
+  }
+}
+
+TEST(SignedVersionIntegrationTest, DevicesRefuseAnotherServersVersions) {
+  SignedRun run(DownlinkEncoding::kDelta);
+  run.PlayRounds(2);
+  for (const auto& device : run.devices) device->Follow();
+  for (const auto& key :
+       {std::optional<SigningKey>(SigningKey::Generate().value()), std::optional<SigningKey>()}) {
+    run.server.reset();
+    run.rig.signing_key = key;
+    run.rig.Start();
+    run.Serve();
+    run.rig.CheckInAll(4);
+    for (const auto& device : run.devices) {
+      EXPECT_TRUE(absl::IsUnauthenticated(device->Try())) << device->Try();
+      EXPECT_EQ(device->held_version(), 2u);
+    }
+  }
 }
 
 }  // namespace

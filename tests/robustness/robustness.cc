@@ -227,6 +227,8 @@ int SimulateSeeds(const Flags& flags) {
     }
     sum.versions += result.versions;
     sum.abandoned += result.abandoned;
+    sum.refused += result.refused;
+    sum.rollbacks += result.rollbacks;
     sum.restarts += result.restarts;
     sum.writes += result.writes;
     sum.accepted += result.accepted;
@@ -237,8 +239,9 @@ int SimulateSeeds(const Flags& flags) {
   std::cout << "seeds " << flags.seeds << " failed " << failures << ": " << sum.restarts
             << " restarts, " << sum.writes << " writes, " << sum.accepted << " receipts, "
             << sum.versions << " versions, " << sum.abandoned << " rounds abandoned, "
-            << sum.damaged << " updates damaged, " << sum.folded << " late updates folded in, "
-            << std::fixed << std::setprecision(1) << sum.virtual_seconds / 3600 << " hours in "
+            << sum.refused << " refused, " << sum.rollbacks << " rollbacks, " << sum.damaged
+            << " updates damaged, " << sum.folded << " late updates folded in, " << std::fixed
+            << std::setprecision(1) << sum.virtual_seconds / 3600 << " hours in "
             << absl::ToDoubleSeconds(absl::Now() - start) << " s\n";
   // Quiet runs would prove nothing.
   const bool stormy =

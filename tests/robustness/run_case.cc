@@ -59,6 +59,10 @@ class Run {
   Run(const Programs& programs, const Case& fault, Counting counting)
       : programs_(programs), fault_(fault), counting_(counting) {
     config_ = ToyConfig(programs.model, Path("state"));
+    // Candidates are measured; what is noise may well be worse.
+    config_.set_holdout(Path("holdout.txt"));
+    config_.mutable_run()->mutable_gate()->set_max_regression(100);
+    FEDGE_CHECK(Env::Posix()->WriteFileAtomic(config_.holdout(), "a few words to measure").ok());
     google::protobuf::util::JsonPrintOptions options;
     options.preserve_proto_field_names = true;
     std::string json;

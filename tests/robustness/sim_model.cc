@@ -5,7 +5,9 @@
 #include <cstring>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "fedge/v1/registry.pb.h"
 #include "server/aggregation.h"
 #include "server/aggregator.h"
 #include "server/update_admission.h"
@@ -18,6 +20,12 @@ LoraAdapter MasterOf(const SimDisk& disk, const RunPlan& plan, uint64_t version)
   const std::string& bytes = disk.blobs.at(disk.versions.at(version).master);
   std::memcpy(adapter.values().data(), bytes.data(), bytes.size());
   return adapter;
+}
+
+// What devices hold at a version, as SHA-256.
+std::string ValuesOf(const VersionRecord& version) {
+  v1::VersionManifest manifest;
+  return manifest.ParseFromString(version.manifest) ? manifest.values_sha256() : "";
 }
 
 }  // namespace
@@ -39,6 +47,62 @@ void SimModel::Served(uint64_t version, uint32_t crc) {
   if (crcs_.emplace(version, crc).first->second != crc) {
     Note(absl::StrCat("version ", version, " was served in two forms (I4)"));
   }
+}
+
+void SimModel::Candidate(uint64_t round, const Digest& values) {
+  const auto [known, is_new] = candidates_.emplace(round, values);
+  if (!is_new && known->second != values && damaged_.empty()) {
+    Note(absl::StrCat("round ", round, " has two candidates (I12)"));
+  }
+  known->second = values;
+}
+
+// What was published passed, what was refused did not (or an operator made it void), and each
+// decision is on record once (I12).
+std::string SimModel::CheckDecisions(const SimDisk& disk) const {
+  const absl::Status chain = VerifyAudit({}, disk.audit);
+  if (!chain.ok()) return std::string(chain.message());
+  size_t refused = 0;
+  for (const auto& [number, round] : disk.rounds) {
+    if (round.state != SimDisk::RoundState::kRefused) continue;
+    ++refused;
+    const bool by_operator = absl::StartsWith(round.refused, "rolled back to ") ||
+                             round.refused == "the run was stopped" ||
+                             absl::StrContains(round.refused, "nodes that were asked");
+    if (!by_operator && Passes(candidates_.at(number))) {
+      return absl::StrCat("round ", number, " was refused and had passed (I12)");
+    }
+  }
+  std::vector<PublishedVersion> published;
+  for (const auto& [number, version] : disk.versions) {
+    published.push_back({plan_.run_id, number, Sha256Of(version.manifest)});
+    if (version.round == 0 || !plan_.gate.enabled) continue;
+    const Digest& values = candidates_.at(version.round);
+    if (ValuesOf(version) != values.Raw() || !Passes(values)) {
+      return absl::StrCat("version ", number, " is not what passed (I12)");
+    }
+  }
+  const absl::Status covered = VerifyPublished(disk.audit, published);
+  if (!covered.ok()) return std::string(covered.message());
+  std::map<std::string, size_t> actions;
+  for (const AuditRecord& record : disk.audit) ++actions[record.entry.action];
+  if (actions["refuse"] == refused && actions["start"] == 1 &&
+      actions["start"] + actions["publish"] + actions["rollback"] == disk.versions.size()) {
+    return "";
+  }
+  return "decisions are not on record once each (I12)";
+}
+
+// A rollback is what it names, to the bit: on the server and on devices (I13).
+std::string SimModel::CheckRollback(const SimDisk& disk, const VersionRecord& version) const {
+  const auto origin = disk.versions.find(*version.origin);
+  if (*version.origin < version.version && origin != disk.versions.end() &&
+      origin->second.master == version.master && ValuesOf(origin->second) == ValuesOf(version) &&
+      disk.contributions.at(version.version).empty()) {
+    return "";
+  }
+  return absl::StrCat("version ", version.version, " is not version ", *version.origin,
+                      " again (I13)");
 }
 
 // The version's bytes, from the version before and the updates it names, each once; of one of an
@@ -88,6 +152,11 @@ std::string SimModel::CheckPart(const SimDisk& disk, uint64_t base,
       base - record.base_version > static_cast<uint64_t>(plan_.pace.max_staleness)) {
     return absl::StrCat("version ", base + 1, " has an update of version ", record.base_version);
   }
+  for (uint64_t next = record.base_version + 1; next <= base; ++next) {
+    if (!disk.versions.at(next).origin) continue;
+    return absl::StrCat("version ", base + 1, " has an update from before the rollback ", next,
+                        " (I13)");
+  }
   const auto told = accepted_.find(key);
   if (told != accepted_.end() && told->second != part.digest) {
     return absl::StrCat(part.node_id, " was told of another update (I1)");
@@ -96,6 +165,7 @@ std::string SimModel::CheckPart(const SimDisk& disk, uint64_t base,
 }
 
 std::string SimModel::CheckVersion(const SimDisk& disk, const VersionRecord& version) const {
+  if (version.origin) return CheckRollback(disk, version);
   const auto round = disk.rounds.find(version.round);
   if (round == disk.rounds.end() || round->second.state != SimDisk::RoundState::kPublished ||
       round->second.record.base_version + 1 != version.version) {
@@ -133,7 +203,8 @@ std::string SimModel::CheckAcknowledged(const SimDisk& disk) const {
     const auto record = disk.updates.find(key);
     const auto round =
         record == disk.updates.end() ? disk.rounds.end() : disk.rounds.find(record->second.counted);
-    if (round != disk.rounds.end() && round->second.state == SimDisk::RoundState::kAbandoned) {
+    if (round != disk.rounds.end() && (round->second.state == SimDisk::RoundState::kAbandoned ||
+                                       round->second.state == SimDisk::RoundState::kRefused)) {
       continue;
     }
     return absl::StrCat("the acknowledged update of ", key.second, " for round ", key.first,
@@ -151,6 +222,8 @@ std::string SimModel::Check(const SimDisk& disk) const {
     const std::string problem = CheckVersion(disk, version);
     if (!problem.empty()) return problem;
   }
+  const std::string decisions = CheckDecisions(disk);
+  if (!decisions.empty()) return decisions;
   return CheckAcknowledged(disk);
 }
 

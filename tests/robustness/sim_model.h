@@ -30,6 +30,10 @@ class SimModel {
     accepted_.erase({round, node});
   }
 
+  // The server made this of the round's updates, and asks whether it is good enough.
+  void Candidate(uint64_t round, const Digest& values);
+  static bool Passes(const Digest& values) { return values.bytes[0] % 4 != 0; }
+
   // Checks all of a finished run; the first violation, or "".
   std::string Check(const SimDisk& disk) const;
   const std::string& problem() const { return problem_; }  // found on the way
@@ -39,6 +43,8 @@ class SimModel {
   void Note(const std::string& problem) {
     if (problem_.empty()) problem_ = problem;
   }
+  std::string CheckDecisions(const SimDisk& disk) const;
+  std::string CheckRollback(const SimDisk& disk, const VersionRecord& version) const;
   std::string CheckVersion(const SimDisk& disk, const VersionRecord& version) const;
   std::string CheckPart(const SimDisk& disk, uint64_t base, const Contribution& part) const;
   std::string CheckSum(const SimDisk& disk, const VersionRecord& version) const;
@@ -49,6 +55,7 @@ class SimModel {
   std::map<Key, std::map<Digest, std::string>> made_;
   std::map<Key, Digest> accepted_;
   std::set<Key> damaged_;
+  std::map<uint64_t, Digest> candidates_;  // the last one of each round
   std::map<uint64_t, uint32_t> crcs_;
   std::string problem_;
 };

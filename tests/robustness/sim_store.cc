@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/base/status.h"
+#include "server/decisions.h"
 
 namespace fedge::robustness {
 
@@ -50,8 +51,11 @@ absl::StatusOr<std::vector<RoundRecord>> SimStore::ListRounds(absl::string_view,
 absl::StatusOr<std::optional<RoundRecord>> SimStore::ContinueRound(absl::string_view) {
   if (disk_.rounds.empty()) return std::optional<RoundRecord>();
   SimDisk::Round& last = disk_.rounds.rbegin()->second;
-  if (last.state != SimDisk::RoundState::kOpen) return std::optional<RoundRecord>();
+  const bool is_open =
+      last.state == SimDisk::RoundState::kOpen || last.state == SimDisk::RoundState::kEvaluating;
+  if (!is_open) return std::optional<RoundRecord>();
   RETURN_IF_ERROR(Write([&] { ++last.record.attempt; }));
+  last.record.closed = last.state == SimDisk::RoundState::kEvaluating;
   return std::optional<RoundRecord>(last.record);
 }
 
@@ -60,8 +64,22 @@ absl::Status SimStore::AbandonRound(absl::string_view, uint64_t round, const Rou
   return Write([&] { disk_.rounds.at(round).state = SimDisk::RoundState::kAbandoned; });
 }
 
+absl::Status SimStore::StartEvaluation(absl::string_view, uint64_t round) {
+  return Write([&] { disk_.rounds.at(round).state = SimDisk::RoundState::kEvaluating; });
+}
+
+absl::Status SimStore::RefuseRound(absl::string_view run, const RefusedRound& round) {
+  SimDisk::Round& stored = disk_.rounds.at(round.round);
+  if (stored.state == SimDisk::RoundState::kRefused) return absl::OkStatus();
+  return Write([&] {
+    stored.state = SimDisk::RoundState::kRefused;
+    stored.refused = round.reason;
+    Append(RefusalEntry(run, round));
+  });
+}
+
 absl::StatusOr<VersionRecord> SimStore::PublishVersion(
-    absl::string_view, VersionRecord record, const VersionBlobs& blobs,
+    absl::string_view run, VersionRecord record, const VersionBlobs& blobs,
     absl::Span<const Contribution> contributions) {
   for (const auto& [bytes, digest] :
        {std::pair(blobs.encoded, &record.encoded), std::pair(blobs.master, &record.master)}) {
@@ -73,11 +91,13 @@ absl::StatusOr<VersionRecord> SimStore::PublishVersion(
   if (known != disk_.versions.end() && known->second.master != record.master) {
     return absl::FailedPreconditionError("another version of this number");
   }
+  if (known != disk_.versions.end()) return record;
   RETURN_IF_ERROR(Write([&] {
     disk_.versions[record.version] = record;
     disk_.contributions[record.version] = {contributions.begin(), contributions.end()};
     const auto round = disk_.rounds.find(record.round);
     if (round != disk_.rounds.end()) round->second.state = SimDisk::RoundState::kPublished;
+    Append(PublicationEntry(run, record));
   }));
   return record;
 }
@@ -96,10 +116,11 @@ absl::StatusOr<bool> SimStore::IsServed(absl::string_view, const Digest& digest)
   return false;
 }
 
-absl::Status SimStore::RecordParticipations(absl::string_view,
+absl::Status SimStore::RecordParticipations(absl::string_view run,
                                             absl::Span<const ParticipationRecord> records) {
   return Write([&] {
     for (const ParticipationRecord& record : records) {
+      if (record.quarantined) Append(QuarantineEntry(run, record));
       const auto [known, added] = disk_.updates.try_emplace({record.round, record.node_id}, record);
       const bool judged = known->second.outcome == Outcome::kAccepted ||
                           known->second.outcome == Outcome::kRejected;

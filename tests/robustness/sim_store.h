@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "server/decisions.h"
 #include "server/store.h"
 #include "tests/robustness/sim_adversary.h"
 
@@ -16,10 +17,11 @@ namespace fedge::robustness {
 
 // What is on the simulated disk. One run.
 struct SimDisk {
-  enum class RoundState { kOpen, kPublished, kAbandoned };
+  enum class RoundState { kOpen, kEvaluating, kPublished, kAbandoned, kRefused };
   struct Round {
     RoundRecord record;
     RoundState state = RoundState::kOpen;
+    std::string refused = {};  // why
   };
   bool has_run = false;
   RunState state = RunState::kRunning;
@@ -28,6 +30,7 @@ struct SimDisk {
   std::map<uint64_t, std::vector<Contribution>> contributions;  // by version
   std::map<std::pair<uint64_t, std::string>, ParticipationRecord> updates;
   std::map<Digest, std::string> blobs;
+  std::vector<AuditRecord> audit;
 };
 
 class SimStore : public Store {
@@ -38,8 +41,12 @@ class SimStore : public Store {
     return Write([&] { disk_.has_run = true; });
   }
   absl::StatusOr<RunState> GetRunState(absl::string_view) override { return disk_.state; }
-  absl::Status SetRunState(absl::string_view, RunState state) override {
-    return Write([&] { disk_.state = state; });
+  absl::Status SetRunState(absl::string_view run, RunState state, absl::Time when) override {
+    if (disk_.state == state) return absl::OkStatus();
+    return Write([&] {
+      disk_.state = state;
+      Append(RunStateEntry(run, state, when));
+    });
   }
   absl::StatusOr<std::optional<VersionRecord>> LatestVersion(absl::string_view) override {
     if (disk_.versions.empty()) return std::optional<VersionRecord>();
@@ -96,9 +103,24 @@ class SimStore : public Store {
     return Write([] {});
   }
   absl::StatusOr<uint64_t> CountNodes() override { return 0; }
+  absl::Status StartEvaluation(absl::string_view run, uint64_t round) override;
+  absl::Status RefuseRound(absl::string_view run, const RefusedRound& round) override;
+  absl::Status AppendAudit(const AuditEntry& entry) override {
+    return Write([&] { Append(entry); });
+  }
+  absl::StatusOr<std::vector<AuditRecord>> ListAudit(uint64_t, uint64_t) override {
+    return disk_.audit;
+  }
+  absl::StatusOr<std::vector<AuditRecord>> ListAuditOf(absl::string_view) override {
+    return disk_.audit;
+  }
 
  private:
   absl::Status Write(absl::FunctionRef<void()> operation);
+  void Append(const AuditEntry& entry) {
+    disk_.audit.push_back(
+        NextAuditRecord(disk_.audit.empty() ? AuditRecord() : disk_.audit.back(), entry));
+  }
 
   SimDisk& disk_;
   Adversary& adversary_;

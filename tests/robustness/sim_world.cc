@@ -27,7 +27,8 @@ constexpr absl::Duration kTrouble = absl::Minutes(8);  // after that nothing goe
 constexpr absl::Duration kEnd = absl::Minutes(40);     // and by then the run must be over (I10)
 
 // Every fourth seed each: a cohort that must answer in time; one with spare members, leases and
-// late updates; an asynchronous run; deadlines that many miss.
+// late updates; an asynchronous run; deadlines that many miss. Every second four have a quality
+// gate, half of these ask nodes, too.
 RunPlan SimPlan(uint64_t seed) {
   RunPlan plan = testing::TinyPlan();
   plan.nodes_per_round = 5;
@@ -35,6 +36,8 @@ RunPlan SimPlan(uint64_t seed) {
   plan.quorum = 0.4;
   plan.rounds = 4;
   plan.admission.norm_bound = NormBound::kOff;  // the model sums what was sent
+  plan.gate.enabled = seed / 4 % 2 == 1;
+  plan.gate.evaluation_nodes = seed / 4 % 4 == 3 ? 3 : 0;
   if (seed % 4 == 0) return plan;
   plan.pace.max_staleness = 3;
   plan.pace.lease = absl::Seconds(20);
@@ -49,7 +52,7 @@ RunPlan SimPlan(uint64_t seed) {
   return plan;
 }
 
-class World {
+class World : private CandidateEvaluator {
  public:
   explicit World(uint64_t seed)
       : adversary_(seed),
@@ -84,7 +87,9 @@ class World {
       result_.folded += static_cast<uint64_t>(version.counts.folded);
     for (const auto& [number, round] : disk_.rounds) {
       result_.abandoned += round.state == SimDisk::RoundState::kAbandoned;
+      result_.refused += round.state == SimDisk::RoundState::kRefused;
     }
+    result_.rollbacks = operator_.rollbacks();
     result_.writes = adversary_.writes();
     result_.virtual_seconds = absl::ToDoubleSeconds(now());
     return result_;
@@ -134,11 +139,13 @@ class World {
   void StartServer() {
     if (core_ != nullptr) return;
     adversary_.Revive();
+    ++life_;
     UploadLimits limits;
     limits.max_upload_bytes = plan_.max_update_bytes;
     FederationCoreOptions options;
     options.clock = &clock_;
     options.tick_interval = absl::ZeroDuration();
+    options.evaluator = this;
     auto uploads = UploadBuffer::Open("uploads", limits, env_, clock_);
     if (uploads.ok()) {
       auto core = FederationCore::Create(plan_, testing::TinyAdapter(),
@@ -146,7 +153,6 @@ class World {
                                          *std::move(uploads), std::move(options));
       if (core.ok() && !adversary_.dead()) core_ = *std::move(core);
     }
-    ++life_;
     if (core_ == nullptr) In(adversary_.Delay(), [this] { StartServer(); });
   }
   void StopServer() {
@@ -169,6 +175,19 @@ class World {
       return;
     }
   }
+  // The evaluator lives and dies with the server.
+  void Evaluate(CandidateTask task) override {
+    const Digest values = task.candidate->ValuesDigest();
+    model_.Candidate(task.round, values);
+    const double loss = SimModel::Passes(values) ? 3 : 4;
+    In(adversary_.Delay(), [this, round = task.round, loss, life = life_] {
+      if (core_ == nullptr || life != life_) return;
+      const Measurement before{{300, 100}, {}};
+      core_->NoteHoldout(round, {before, before, {{loss * 100, 100}, {}}});
+    });
+  }
+  std::vector<std::string> slices() const override { return {}; }
+
   void Tick() {
     if (core_ != nullptr) core_->Tick();
     In(kTick, [this] { Tick(); });
@@ -233,6 +252,7 @@ class World {
       In(absl::Milliseconds(response.retry().max_delay_ms()), [this, &device] { CheckIn(device); });
       return;
     }
+    if (response.has_evaluation()) return Measure(device, response.evaluation());
     const v1::Assignment& task = response.assignment();
     Served(task.adapter());
     device.round = task.round();
@@ -246,6 +266,29 @@ class World {
     if (adversary_.Chance(0.03)) device.update[device.update.size() / 2] ^= 1;
     model_.Made(device.name, device.round, device.update);
     In(adversary_.Delay(), [this, &device] { Query(device); });
+  }
+  // To nodes all candidates are alike; some cannot say so.
+  void Measure(Device& device, const v1::EvaluationTask& task) {
+    Served(task.assignment().adapter());
+    v1::ReportRequest report;
+    report.set_run_id(plan_.run_id);
+    report.set_round(task.assignment().round());
+    report.set_node_id(device.name);
+    report.set_completed(!adversary_.Chance(0.1));
+    if (report.completed()) {
+      v1::EvaluationResult& result = *report.mutable_evaluation();
+      result.set_version(task.candidate().version());
+      result.set_values_crc32c(task.candidate().values_crc32c());
+      v1::LossComparison& losses = *result.add_losses();
+      for (v1::HeldOutLoss* const loss : {losses.mutable_current(), losses.mutable_candidate()}) {
+        loss->set_nats(30);
+        loss->set_tokens(10);
+      }
+    }
+    Send(device, [this, report] {
+      if (core_ != nullptr) core_->Report(report).IgnoreError();
+    });
+    In(adversary_.Delay(), [this, &device] { CheckIn(device); });
   }
   void Served(const v1::AdapterSource& source) {
     model_.Served(source.version(), source.values_crc32c());

@@ -13,6 +13,8 @@ struct SimResult {
   std::string problem;  // empty: all invariants hold
   uint64_t versions = 0;
   uint64_t abandoned = 0;
+  uint64_t refused = 0;    // rounds, by the quality gate that every second run has
+  uint64_t rollbacks = 0;  // by an operator, acknowledged
   uint64_t restarts = 0;
   uint64_t writes = 0;
   uint64_t accepted = 0;  // receipts

@@ -181,7 +181,8 @@ TEST_F(AccessPolicyTest, EveryMethodHasExactlyTheCallersItShouldHave) {
     for (const std::string& method : methods) {
       const bool is_admin = absl::StartsWith(method, "/fedge.v1.AdminService/");
       const bool reads = absl::EndsWith(method, "List") || absl::EndsWith(method, "Show") ||
-                         absl::EndsWith(method, "Watch") || absl::EndsWith(method, "Logs");
+                         absl::EndsWith(method, "Watch") || absl::EndsWith(method, "Logs") ||
+                         absl::EndsWith(method, "Fetch");
       const bool is_health = method == "/grpc.health.v1.Health/Check";
       const bool is_reflection = absl::StrContains(method, "/grpc.reflection.");
       const bool is_unknown = absl::EndsWith(method, "NoSuchMethod");

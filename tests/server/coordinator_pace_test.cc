@@ -140,6 +140,28 @@ TEST(CoordinatorPaceTest, ReplacesANodeThatNeverFetchesItsTask) {
   EXPECT_EQ(silent.coordinator.counts().pending, 3);
 }
 
+TEST(CoordinatorPaceTest, ATaskThatDidNotGoOutWaitsForOneLease) {
+  RunPlan plan = TinyPlan();
+  plan.round_deadline = absl::Minutes(60);
+  Rounds rounds(plan);
+  rounds.CheckInAll(4);
+  const auto task_of = [&](uint64_t node) {
+    return std::get<TaskAssignment>(rounds.CheckIn(NodeName(node)));
+  };
+  for (uint64_t i = 1; i < 3; ++i) EXPECT_TRUE(task_of(i).is_new);
+  EXPECT_FALSE(task_of(3).is_new);  // its check-in began the round
+  rounds.coordinator.TakeBack(NodeName(0), task_of(0));
+  const TaskAssignment again = task_of(2);
+  EXPECT_FALSE(again.is_new);
+  rounds.coordinator.TakeBack(NodeName(2), again);  // it trains already
+  rounds.coordinator.Tick(kStart + plan.pace.lease);
+  EXPECT_EQ(rounds.coordinator.counts().dropped, 1);
+  EXPECT_EQ(rounds.coordinator.counts().pending, 3);
+  // Its other task done, it comes back; only from now on it is measured.
+  const absl::Duration now = kStart + absl::Minutes(30);
+  EXPECT_TRUE(std::get<TaskAssignment>(rounds.CheckIn(NodeName(0), now)).is_new);
+}
+
 TEST(CoordinatorPaceTest, ANodeThatShowsProgressKeepsItsPlace) {
   RunPlan plan = TinyPlan();
   plan.round_deadline = absl::Minutes(60);

@@ -95,6 +95,38 @@ class FederationTest : public ::testing::Test {
   std::unique_ptr<Federation> federation_;
 };
 
+TEST_F(FederationTest, ANodeThatWaitsMeasuresWhatARunWouldPublish) {
+  v1::RunFile second = Config("second", 3);
+  second.mutable_run()->mutable_gate()->set_evaluation_nodes(1);
+  ASSERT_TRUE(Create(second).ok());
+  ASSERT_TRUE(federation_->PauseRun("first").ok());
+  const v1::Assignment task = CheckIn("a", "second").assignment();
+  ASSERT_EQ(task.run_id(), "second");
+  EXPECT_EQ(Upload("a", task).verdict(), v1::UploadReceipt::ACCEPTED);
+  EXPECT_EQ(federation_->Find("second")->version(), 0u);
+  const v1::CheckInResponse asked = CheckIn("a", "second");
+  ASSERT_TRUE(asked.has_evaluation()) << asked.ShortDebugString();
+  EXPECT_EQ(asked.evaluation().assignment().run_id(), "second");
+  EXPECT_EQ(asked.evaluation().candidate().version(), 1u);
+  // Work for another run goes first.
+  ASSERT_TRUE(federation_->ResumeRun("first").ok());
+  EXPECT_EQ(CheckIn("a", "first").assignment().run_id(), "first");
+}
+
+TEST_F(FederationTest, SignsTheVersionsOfAllRunsWithOneKey) {
+  ASSERT_TRUE(Create(Config("second", 1)).ok());
+  const std::string key = federation_->signing_key().public_key();
+  for (const char* run : {"first", "second"}) {
+    ASSERT_TRUE(federation_->PauseRun(run == std::string("first") ? "second" : "first").ok());
+    ASSERT_TRUE(federation_->ResumeRun(run).ok());
+    const v1::Assignment task = CheckIn(run, run).assignment();
+    EXPECT_EQ(task.run_id(), run);
+    EXPECT_EQ(task.adapter().manifest().public_key(), key);
+  }
+  Open();
+  EXPECT_EQ(federation_->signing_key().public_key(), key);
+}
+
 TEST_F(FederationTest, ServesTwoBaseModelsSideBySide) {
   v1::RunFile second = Config("second", 1);
   second.set_base_model("other/tiny.gguf");

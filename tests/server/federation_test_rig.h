@@ -56,6 +56,15 @@ class EventRecorder : public ServerEvents {
   void OnEvaluated(uint64_t version, double loss, int64_t tokens) override {
     lines.push_back(absl::StrCat("evaluate v", version, " ", loss, " ", tokens));
   }
+  void OnEvaluating(uint64_t round, uint64_t version,
+                    const std::vector<std::string>& nodes) override {
+    lines.push_back(absl::StrCat("evaluating v", version, " of ", round, " by ", nodes.size()));
+    evaluators = nodes;
+  }
+  void OnRefused(const RefusedRound& round) override {
+    lines.push_back(
+        absl::StrCat("refuse v", round.version, " of ", round.round, ": ", round.reason));
+  }
   void OnFinished(uint64_t version) override { lines.push_back(absl::StrCat("finish v", version)); }
   void OnFailed(const absl::Status& status) override {
     lines.push_back(absl::StrCat("broken: ", std::string(status.message())));
@@ -63,13 +72,18 @@ class EventRecorder : public ServerEvents {
 
   std::vector<std::string> lines;
   std::vector<std::string> last_cohort;
+  std::vector<std::string> evaluators;
   std::vector<VersionRecord> versions;
   std::vector<LoraAdapter> adapters;
 };
 
 class FederationRig {
  public:
-  explicit FederationRig(RunPlan run = TinyPlan()) : plan(std::move(run)) { Start(); }
+  explicit FederationRig(RunPlan run = TinyPlan(), CandidateEvaluator* holdout = nullptr,
+                         std::optional<SigningKey> key = std::nullopt)
+      : plan(std::move(run)), evaluator(holdout), signing_key(std::move(key)) {
+    Start();
+  }
 
   void Start() {
     const absl::Status status = TryStart();
@@ -87,6 +101,8 @@ class FederationRig {
     options.clock = &clock;
     options.events = {&events};
     options.tick_interval = absl::ZeroDuration();
+    options.evaluator = evaluator;
+    options.signing_key = signing_key;
     ASSIGN_OR_RETURN(core, FederationCore::Create(plan, TinyAdapter(), std::move(store),
                                                   std::move(uploads), std::move(options)));
     return absl::OkStatus();
@@ -163,6 +179,8 @@ class FederationRig {
   }
 
   RunPlan plan;
+  CandidateEvaluator* evaluator = nullptr;
+  std::optional<SigningKey> signing_key;
   TemporaryDir dir;
   FaultEnv env;
   ManualClock clock;

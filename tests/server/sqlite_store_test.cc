@@ -1,3 +1,4 @@
+// The store of a server: what is kept, over reopening, damage and failing disks.
 #include "server/sqlite_store.h"
 
 #include <gmock/gmock.h>
@@ -6,8 +7,7 @@
 #include <iterator>
 
 #include "absl/strings/str_cat.h"
-#include "tests/server/temporary_dir.h"
-#include "tests/server/tiny_run.h"
+#include "tests/server/sqlite_fixture.h"
 #include "tests/testing/fault_env.h"
 
 namespace fedge {
@@ -17,73 +17,14 @@ using testing::FaultEnv;
 using ::testing::HasSubstr;
 using testing::TemporaryDir;
 
-constexpr absl::string_view kRun = "default";
-
-absl::Time At(int64_t seconds) { return absl::FromUnixSeconds(1767225600 + seconds); }
-
-RunRecord TheRun() {
-  return RunRecord{.run_id = std::string(kRun),
-                   .base_model = Sha256Of("base"),
-                   .layout = Sha256Of("layout"),
-                   .seed = 7,
-                   .config = "",
-                   .created = At(0),
-                   .by_operator = false,
-                   .parent_run = "",
-                   .parent_version = std::nullopt};
-}
-
-absl::StatusOr<std::unique_ptr<SqliteStore>> Open(const TemporaryDir& dir,
-                                                  Env& env = *Env::Posix()) {
-  return SqliteStore::Open({.dir = dir.path(), .in_memory = false, .keep_versions = 2}, env);
-}
-
-std::unique_ptr<SqliteStore> OpenOrDie(const TemporaryDir& dir, const RunRecord& run = TheRun()) {
-  auto store = Open(dir);
-  FEDGE_CHECK(store.ok(), store.status().message());
-  const absl::Status status = (*store)->OpenRun(run);
-  FEDGE_CHECK(status.ok(), status.message());
-  return *std::move(store);
-}
-
-VersionRecord Version(uint64_t version) {
-  VersionRecord record;
-  record.version = version;
-  record.round = version;
-  record.counts = {.assigned = 4, .accepted = 2, .rejected = 1, .dropped = 1, .late = 3};
-  record.update_bytes = 1000 + version;
-  record.typical_norm = {0.5, 0.125};
-  record.aggregation_error = 0.025;
-  record.metrics = {.devices = 2,
-                    .train_loss_first = 3.5,
-                    .train_loss_last = 3.25,
-                    .validation_loss = 3.125,
-                    .validation_tokens = 77,
-                    .train_tokens = 4096,
-                    .upload_bytes = 900,
-                    .download_bytes = 800};
-  record.created = At(static_cast<int64_t>(version));
-  return record;
-}
-
-RoundRecord Round(uint64_t round, uint64_t base_version) {
-  return {.round = round,
-          .base_version = base_version,
-          .cohort = {"node-01", "node-02"},
-          .started = At(9)};
-}
-
-absl::StatusOr<VersionRecord> Publish(SqliteStore& store, uint64_t version) {
-  if (version > 0) {
-    RETURN_IF_ERROR(store.StartRound(kRun, Round(version, version - 1)));
-  }
-  return store.PublishVersion(kRun, Version(version),
-                              {.encoded = absl::StrCat("encoded ", version),
-                               .master = absl::StrCat("master ", version),
-                               .momentum = version == 2 ? "momentum" : "",
-                               .snapshot = version == 1 ? "snapshot" : ""},
-                              {});
-}
+using testing::At;
+using testing::kRun;
+using testing::Open;
+using testing::OpenOrDie;
+using testing::Publish;
+using testing::Round;
+using testing::TheRun;
+using testing::Version;
 
 TEST(SqliteStoreTest, KeepsVersionsOverReopening) {
   const TemporaryDir dir;
@@ -165,46 +106,6 @@ TEST(SqliteStoreTest, RefusesAGapInVersions) {
   EXPECT_EQ((*store->LatestVersion(kRun))->version, 0u);
 }
 
-TEST(SqliteStoreTest, KeepsOneVerdictANodeAndRound) {
-  const TemporaryDir dir;
-  auto store = OpenOrDie(dir);
-  ASSERT_TRUE(store->StartRound(kRun, Round(1, 0)).ok());
-  ParticipationRecord record{.round = 1,
-                             .node_id = "node-01",
-                             .outcome = Outcome::kFailed,
-                             .digest = {},
-                             .weight = 0,
-                             .wire_bytes = 0,
-                             .reason = "out of memory",
-                             .metrics = "",
-                             .when = At(3)};
-  ASSERT_TRUE(store->RecordParticipations(kRun, {record}).ok());
-  record.outcome = Outcome::kAccepted;
-  record.digest = Sha256Of("update");
-  record.weight = 12;
-  record.wire_bytes = 345;
-  record.reason = "";
-  ASSERT_TRUE(store->RecordParticipations(kRun, {record}).ok());
-  ParticipationRecord other = record;
-  other.outcome = Outcome::kRejected;
-  other.digest = Sha256Of("another");
-  ASSERT_TRUE(store->RecordParticipations(kRun, {other}).ok());
-  ASSERT_TRUE(store->RecordMetrics(kRun, 1, "node-01", "figures").ok());
-  ASSERT_TRUE(store->RecordMetrics(kRun, 1, "node-01", "others").ok());
-  ASSERT_TRUE(store->RecordMetrics(kRun, 1, "nobody", "figures").ok());
-  const auto found = *store->FindParticipation(kRun, 1, "node-01");
-  ASSERT_TRUE(found.has_value());
-  EXPECT_EQ(found->outcome, Outcome::kAccepted);
-  EXPECT_EQ(found->digest, Sha256Of("update"));
-  EXPECT_EQ(found->weight, 12u);
-  EXPECT_EQ(found->wire_bytes, 345u);
-  EXPECT_EQ(found->metrics, "figures");
-  EXPECT_FALSE((*store->FindParticipation(kRun, 1, "nobody")).has_value());
-  record.round = 9;  // was never started
-  EXPECT_EQ(store->RecordParticipations(kRun, {record}).code(),
-            absl::StatusCode::kFailedPrecondition);
-}
-
 TEST(SqliteStoreTest, RemembersNodes) {
   const TemporaryDir dir;
   auto store = OpenOrDie(dir);
@@ -244,7 +145,7 @@ TEST(SqliteStoreTest, ARunWithoutAVersionIsNone) {
   other.parent_version = 3;
   ASSERT_TRUE(store->OpenRun(other).ok());  // nothing is lost
   ASSERT_TRUE(Publish(*store, 0).ok());
-  ASSERT_TRUE(store->SetRunState(kRun, RunState::kPaused).ok());
+  ASSERT_TRUE(store->SetRunState(kRun, RunState::kPaused, absl::UnixEpoch()).ok());
   store.reset();
   store = OpenOrDie(dir, other);
   const std::vector<RunEntry> runs = *store->ListRuns();
@@ -307,7 +208,10 @@ TEST(SqliteStoreTest, TakesOverADatabaseOfAnyOlderSchema) {
       "FROM contributions; DROP TABLE contributions; ALTER TABLE before RENAME TO contributions",
       "DROP INDEX updates_by_node; ALTER TABLE runs DROP COLUMN state;"
       "ALTER TABLE runs DROP COLUMN by_operator; ALTER TABLE runs DROP COLUMN parent_run;"
-      "ALTER TABLE runs DROP COLUMN parent_version"};
+      "ALTER TABLE runs DROP COLUMN parent_version",
+      "DROP TABLE audit; ALTER TABLE versions DROP COLUMN origin;"
+      "ALTER TABLE versions DROP COLUMN manifest; ALTER TABLE versions DROP COLUMN signature;"
+      "ALTER TABLE versions DROP COLUMN decision"};
   for (size_t schema = std::size(kBack); schema >= 1; --schema) {
     const TemporaryDir dir;
     {
@@ -408,161 +312,6 @@ TEST(SqliteStoreTest, PublishesWholeOrNotAtAllUnderFailures) {
     }
     EXPECT_EQ(failures, 12);  // open, append, sync, close, rename, sync folder; two blobs
   }
-}
-
-std::vector<std::string> BlobsIn(const TemporaryDir& dir) {
-  return *Env::Posix()->ListDir(dir.File("blobs"));
-}
-
-ParticipationRecord Accepted(uint64_t round, absl::string_view node, absl::string_view bytes) {
-  return {.round = round,
-          .counted = round,
-          .node_id = std::string(node),
-          .outcome = Outcome::kAccepted,
-          .digest = Sha256Of(bytes),
-          .weight = 12,
-          .wire_bytes = bytes.size(),
-          .reason = "",
-          .metrics = "",
-          .when = At(3)};
-}
-
-TEST(SqliteStoreTest, ContinuesTheOpenRoundWithItsCohort) {
-  const TemporaryDir dir;
-  {
-    auto store = OpenOrDie(dir);
-    EXPECT_FALSE((*store->ContinueRound(kRun)).has_value());
-    ASSERT_TRUE(Publish(*store, 0).ok());
-    ASSERT_TRUE(store->StartRound(kRun, Round(1, 0)).ok());
-    EXPECT_TRUE(store->StartRound(kRun, Round(1, 0)).ok());  // repeated
-    ASSERT_TRUE(store->WriteUpdate(Sha256Of("update"), "update").ok());
-    ASSERT_TRUE(store->RecordParticipations(kRun, {Accepted(1, "node-01", "update")}).ok());
-  }
-  for (uint64_t attempt = 2; attempt < 4; ++attempt) {
-    auto store = OpenOrDie(dir);
-    const auto round = *store->ContinueRound(kRun);
-    ASSERT_TRUE(round.has_value());
-    EXPECT_EQ(round->round, 1u);
-    EXPECT_EQ(round->base_version, 0u);
-    EXPECT_EQ(round->attempt, attempt);
-    EXPECT_EQ(round->cohort, (std::vector<std::string>{"node-01", "node-02"}));
-    EXPECT_EQ(round->started, At(9));
-    const auto updates = *store->ListParticipations(kRun, 1);
-    ASSERT_EQ(updates.size(), 1u);
-    EXPECT_EQ(updates[0].node_id, "node-01");
-    EXPECT_EQ(*store->ReadBlob(updates[0].digest), "update");
-  }
-  auto store = OpenOrDie(dir);
-  RoundRecord other = Round(1, 0);
-  other.cohort.pop_back();
-  EXPECT_EQ(store->StartRound(kRun, other).code(), absl::StatusCode::kFailedPrecondition);
-}
-
-TEST(SqliteStoreTest, KeepsUpdatesUntilTheNextVersion) {
-  const TemporaryDir dir;
-  auto store = OpenOrDie(dir);
-  ASSERT_TRUE(Publish(*store, 0).ok());
-  for (uint64_t round = 1; round <= 2; ++round) {
-    ASSERT_TRUE(store->StartRound(kRun, Round(round, round - 1)).ok());
-    const std::string bytes = absl::StrCat("update ", round);
-    ASSERT_TRUE(store->WriteUpdate(Sha256Of(bytes), bytes).ok());
-    ASSERT_TRUE(store->RecordParticipations(kRun, {Accepted(round, "node-01", bytes)}).ok());
-    const std::vector<Contribution> parts = {{"node-01", round, Sha256Of(bytes), 12, bytes.size()}};
-    ASSERT_TRUE(store
-                    ->PublishVersion(kRun, Version(round),
-                                     {.encoded = absl::StrCat("e", round), .master = "m"}, parts)
-                    .ok());
-    EXPECT_TRUE(store->ReadBlob(Sha256Of(bytes)).ok());
-  }
-  EXPECT_EQ(store->ReadBlob(Sha256Of("update 1")).status().code(), absl::StatusCode::kNotFound);
-  const auto parts = *store->ListContributions(kRun, 1);
-  ASSERT_EQ(parts.size(), 1u);
-  EXPECT_EQ(parts[0].node_id, "node-01");
-  EXPECT_EQ(parts[0].round, 1u);
-  EXPECT_EQ(parts[0].digest, Sha256Of("update 1"));
-  EXPECT_EQ(parts[0].weight, 12u);
-  EXPECT_EQ(parts[0].wire_bytes, 8u);
-}
-
-TEST(SqliteStoreTest, KeepsALateUpdateWithTheRoundItCountsIn) {
-  const TemporaryDir dir;
-  auto store = OpenOrDie(dir);
-  ASSERT_TRUE(Publish(*store, 0).ok());
-  ASSERT_TRUE(store->StartRound(kRun, Round(1, 0)).ok());
-  ASSERT_TRUE(store->AddMembers(kRun, 1, std::vector<std::string>{"node-00", "node-02"}).ok());
-  ASSERT_TRUE(store->PublishVersion(kRun, Version(1), {.encoded = "e1", .master = "m1"}, {}).ok());
-  ASSERT_TRUE(store->StartRound(kRun, Round(2, 1)).ok());
-  ParticipationRecord late = Accepted(1, "node-02", "late");
-  late.counted = 2;
-  ASSERT_TRUE(store->WriteUpdate(late.digest, "late").ok());
-  ASSERT_TRUE(store->RecordParticipations(kRun, {late}).ok());
-  store.reset();
-  store = OpenOrDie(dir);
-  const auto folded = *store->ListFolded(kRun, 2);
-  ASSERT_EQ(folded.size(), 1u);
-  EXPECT_EQ(folded[0].round, 1u);
-  EXPECT_EQ(folded[0].counted, 2u);
-  EXPECT_EQ(folded[0].node_id, "node-02");
-  EXPECT_TRUE(store->ListFolded(kRun, 1)->empty());
-  EXPECT_EQ(store->ListParticipations(kRun, 1)->size(), 1u);
-  const auto rounds = *store->ListRounds(kRun, 0);
-  ASSERT_EQ(rounds.size(), 2u);
-  EXPECT_EQ(rounds[0].cohort, (std::vector<std::string>{"node-00", "node-01", "node-02"}));
-  EXPECT_EQ(store->ListRounds(kRun, 1)->size(), 1u);
-  // Its bytes go with the version after the one it counts in; it is there beside the node's own.
-  const std::vector<Contribution> parts = {{"node-02", 1, late.digest, 12, 4},
-                                           {"node-02", 2, Sha256Of("own"), 12, 3}};
-  VersionRecord second = Version(2);
-  second.counts.folded = 1;
-  ASSERT_TRUE(store->PublishVersion(kRun, second, {.encoded = "e2", .master = "m2"}, parts).ok());
-  EXPECT_TRUE(store->ReadBlob(late.digest).ok());
-  EXPECT_EQ(store->LatestVersion(kRun)->value().counts.folded, 1);
-  const auto stored = *store->ListContributions(kRun, 2);
-  ASSERT_EQ(stored.size(), 2u);
-  EXPECT_EQ(stored[0].round, 1u);
-  EXPECT_EQ(stored[1].round, 2u);
-  ASSERT_TRUE(store->StartRound(kRun, Round(3, 2)).ok());
-  ASSERT_TRUE(Publish(*store, 3).ok());
-  EXPECT_EQ(store->ReadBlob(late.digest).status().code(), absl::StatusCode::kNotFound);
-}
-
-TEST(SqliteStoreTest, DropsUpdatesThatDoNotCount) {
-  const TemporaryDir dir;
-  auto store = OpenOrDie(dir);
-  ASSERT_TRUE(store->StartRound(kRun, Round(1, 0)).ok());
-  const Digest digest = Sha256Of("update");
-  // Two nodes sent the same bytes: one counts, the other does not.
-  ASSERT_TRUE(store->WriteUpdate(digest, "update").ok());
-  ASSERT_TRUE(store->WriteUpdate(digest, "update").ok());
-  store->DropUpdate(digest);
-  EXPECT_EQ(BlobsIn(dir).size(), 1u);  // the other may yet be recorded
-  ASSERT_TRUE(store->RecordParticipations(kRun, {Accepted(1, "node-01", "update")}).ok());
-  ASSERT_TRUE(store->WriteUpdate(digest, "update").ok());
-  store->DropUpdate(digest);
-  EXPECT_EQ(BlobsIn(dir).size(), 1u);
-  ASSERT_TRUE(store->AbandonRound(kRun, 1, RoundCounts(), "test", At(5)).ok());
-  EXPECT_EQ(BlobsIn(dir).size(), 0u);
-  ASSERT_TRUE(store->WriteUpdate(digest, "update").ok());
-  store->DropUpdate(digest);
-  EXPECT_EQ(BlobsIn(dir).size(), 0u);
-}
-
-TEST(SqliteStoreTest, ForgetsAWithdrawnVerdict) {
-  const TemporaryDir dir;
-  auto store = OpenOrDie(dir);
-  ASSERT_TRUE(store->StartRound(kRun, Round(1, 0)).ok());
-  const Digest digest = Sha256Of("update");
-  ASSERT_TRUE(store->WriteUpdate(digest, "update").ok());
-  ASSERT_TRUE(store->RecordParticipations(kRun, {Accepted(1, "node-01", "update")}).ok());
-  ASSERT_TRUE(
-      Env::Posix()->WriteFileAtomic(dir.File(absl::StrCat("blobs/", digest.Hex())), "upd***").ok());
-  EXPECT_EQ(store->ReadBlob(digest).status().code(), absl::StatusCode::kDataLoss);
-  ASSERT_TRUE(store->QuarantineBlob(digest).ok());
-  ASSERT_TRUE(store->WithdrawParticipation(kRun, 1, "node-01").ok());
-  EXPECT_FALSE((*store->FindParticipation(kRun, 1, "node-01")).has_value());
-  EXPECT_EQ(*Env::Posix()->ReadFile(dir.File(absl::StrCat("quarantine/", digest.Hex()))), "upd***");
-  ASSERT_TRUE(store->WriteUpdate(digest, "update").ok());
-  EXPECT_EQ(*store->ReadBlob(digest), "update");
 }
 
 TEST(SqliteStoreTest, GoesOnWhenAFullDiskHasRoomAgain) {

@@ -66,8 +66,60 @@ absl::StatusOr<HeldOut> HeldOut::Make(const std::vector<NodeRecords>& nodes,
         "no held-out token over ", nodes.size(), " nodes at a validation fraction of ",
         options.validation_fraction, "; give more data or raise training.validation_fraction"));
   }
+  RETURN_IF_ERROR(held.MakeSlices(nodes, options, tokenizer));
   held.MakeQuestions(nodes, options, tokenizer);
   return held;
+}
+
+absl::Status HeldOut::MakeSlices(const std::vector<NodeRecords>& nodes,
+                                 const HeldOutOptions& options, const Tokenizer& tokenizer) {
+  if (!options.slice_by) return absl::OkStatus();
+  for (const NodeRecords& node : nodes) {
+    for (const Record& record : node.records) {
+      const std::string slice = SliceName(record, *options.slice_by);
+      if (slice.empty() || !IsValidation(record, options.split_seed, options.validation_fraction)) {
+        continue;
+      }
+      for (Example& example : MakeExamples(record, tokenizer, options.length)) {
+        slices_[slice].push_back(std::move(example));
+      }
+    }
+  }
+  if (slices_.size() > kMaxSlices) {
+    return absl::FailedPreconditionError(absl::StrCat("run.gate.slices: the held-out records name ",
+                                                      slices_.size(), " slices, at most ",
+                                                      kMaxSlices));
+  }
+  for (auto& [name, examples] : slices_) {
+    examples = BoundedSample(examples, options.max_tokens / static_cast<int64_t>(slices_.size()),
+                             Rng::Stream(options.split_seed, absl::StrCat("slice/", name)));
+    SortLongestFirst(examples);
+  }
+  return absl::OkStatus();
+}
+
+std::vector<std::string> HeldOut::slices() const {
+  std::vector<std::string> names;
+  for (const auto& [name, examples] : slices_) names.push_back(name);
+  return names;
+}
+
+Measurement HeldOut::MeasureSlices(const LoraAdapter* adapter, WorkerPool& pool) const {
+  const int64_t pieces = Pieces(sample_.size(), kExamplesAPiece);
+  std::vector<const std::vector<Example>*> slices;
+  for (const auto& [name, examples] : slices_) slices.push_back(&examples);
+  std::vector<LossSum> losses(static_cast<size_t>(pieces) + slices.size());
+  pool.ForEach(static_cast<int64_t>(losses.size()), [&](int64_t i, Transformer& transformer) {
+    losses[static_cast<size_t>(i)] =
+        EvaluateLoss(transformer, adapter,
+                     i < pieces ? Piece(sample_, i, kExamplesAPiece)
+                                : absl::MakeConstSpan(*slices[static_cast<size_t>(i - pieces)]));
+  });
+  Measurement measured;
+  for (size_t i = 0; i < static_cast<size_t>(pieces); ++i) measured.total += losses[i];
+  size_t next = static_cast<size_t>(pieces);
+  for (const auto& [name, examples] : slices_) measured.slices[name] = losses[next++];
+  return measured;
 }
 
 void HeldOut::MakeQuestions(const std::vector<NodeRecords>& nodes, const HeldOutOptions& options,

@@ -4,6 +4,7 @@
 #define FEDGE_TOOLS_SIMULATE_HELD_OUT_H_
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "common/adapter/lora_adapter.h"
 #include "common/training/evaluation.h"
 #include "common/training/partition.h"
+#include "server/quality_gate.h"
 #include "tools/report/run_report.h"
 #include "tools/simulate/worker_pool.h"
 
@@ -24,7 +26,8 @@ struct HeldOutOptions {
   int64_t max_tokens = 20'000;         // of the sample over all nodes
   int64_t max_tokens_per_node = 1000;  // of each node's own sample
   int64_t max_questions = 400;
-  int64_t max_labels = 64;  // more distinct completions: no labelled task
+  int64_t max_labels = 64;          // more distinct completions: no labelled task
+  std::optional<SliceBy> slice_by;  // absent: no slices
 };
 
 // Immutable once made.
@@ -38,6 +41,9 @@ class HeldOut {
   // Over the common sample; null adapter: the bare base. The same bits for any pool size.
   absl::StatusOr<QualityPoint> Measure(const LoraAdapter* adapter, bool with_labels,
                                        WorkerPool& pool) const;
+  // Loss over the common sample, and over samples of each slice: for the quality gate.
+  Measurement MeasureSlices(const LoraAdapter* adapter, WorkerPool& pool) const;
+  std::vector<std::string> slices() const;  // sorted
   // Each node's loss over its own sample, in the nodes' order.
   std::vector<LossSum> MeasureNodes(const LoraAdapter* adapter, WorkerPool& pool) const;
 
@@ -49,11 +55,14 @@ class HeldOut {
 
  private:
   HeldOut() = default;
+  absl::Status MakeSlices(const std::vector<NodeRecords>& nodes, const HeldOutOptions& options,
+                          const Tokenizer& tokenizer);
   void MakeQuestions(const std::vector<NodeRecords>& nodes, const HeldOutOptions& options,
                      const Tokenizer& tokenizer);
 
   std::vector<Example> sample_;  // longest first, so that batches are even
   std::vector<std::vector<Example>> node_samples_;
+  std::map<std::string, std::vector<Example>> slices_;
   int64_t tokens_ = 0;
   LabelTask task_;  // its questions are moved to questions_
   std::vector<LabelQuestion> questions_;

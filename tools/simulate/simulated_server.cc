@@ -18,8 +18,10 @@ namespace {
 constexpr char kAddress[] = "the server in this process";
 
 // Puts what happens into a queue: the server's threads go on at once.
-class EventQueue : public ServerEvents {
+class EventQueue : public ServerEvents, public CandidateEvaluator {
  public:
+  explicit EventQueue(std::vector<std::string> slices) : slices_(std::move(slices)) {}
+
   void OnRoundStarted(uint64_t round, uint64_t base_version,
                       const std::vector<std::string>& cohort) override {
     Push(RoundStarted{round, base_version, cohort});
@@ -29,6 +31,14 @@ class EventQueue : public ServerEvents {
                           adapter});
   }
   void OnAbandoned(const RoundAbandoned& round) override { Push(round); }
+  void OnEvaluating(uint64_t, uint64_t, const std::vector<std::string>& nodes) override {
+    asked_ = nodes;  // Evaluate comes next, from the same thread
+  }
+  void OnRefused(const RefusedRound& round) override {
+    Push(RoundRefused{round.round, round.counts, round.reason});
+  }
+  void Evaluate(CandidateTask task) override { Push(CandidateWaits{std::move(task), asked_}); }
+  std::vector<std::string> slices() const override { return slices_; }
   void OnFinished(uint64_t final_version) override { Push(RunCompleted{final_version}); }
   void OnFailed(const absl::Status& status) override { Push(ServerFailed{status}); }
 
@@ -48,6 +58,8 @@ class EventQueue : public ServerEvents {
     events_.push_back(std::move(event));
   }
 
+  const std::vector<std::string> slices_;
+  std::vector<std::string> asked_;
   absl::Mutex mutex_;
   std::deque<SimulationEvent> events_ ABSL_GUARDED_BY(mutex_);
 };
@@ -56,6 +68,7 @@ class EventQueue : public ServerEvents {
 
 // Destroyed from the last to the first: the transport before what it calls.
 struct SimulatedServer::Parts {
+  explicit Parts(std::vector<std::string> slices) : events(std::move(slices)) {}
   EventQueue events;
   std::unique_ptr<FederationCore> core;
   std::unique_ptr<GrpcServer> grpc;
@@ -66,8 +79,8 @@ SimulatedServer::SimulatedServer(std::unique_ptr<Parts> parts) : parts_(std::mov
 SimulatedServer::~SimulatedServer() { parts_->grpc->Shutdown(absl::ZeroDuration()); }
 
 absl::StatusOr<std::unique_ptr<SimulatedServer>> SimulatedServer::Start(
-    const RunPlan& plan, const LoraAdapter& initial, const std::string& state_dir, Clock* clock,
-    Env* env) {
+    const RunPlan& plan, const LoraAdapter& initial, const std::string& state_dir,
+    std::vector<std::string> slices, Clock* clock, Env* env) {
   // The database of a simulation is of no use after it; the blobs are what needs room.
   SqliteStoreOptions store_options;
   store_options.dir = state_dir;
@@ -79,11 +92,12 @@ absl::StatusOr<std::unique_ptr<SimulatedServer>> SimulatedServer::Start(
   ASSIGN_OR_RETURN(std::unique_ptr<UploadBuffer> uploads,
                    UploadBuffer::Open(JoinPath(state_dir, "uploads"), limits, *env, *clock));
 
-  auto parts = std::make_unique<Parts>();
+  auto parts = std::make_unique<Parts>(std::move(slices));
   FederationCoreOptions core_options;
   core_options.clock = clock;
   core_options.events = {&parts->events};
   core_options.tick_interval = absl::ZeroDuration();
+  core_options.evaluator = &parts->events;
   ASSIGN_OR_RETURN(parts->core,
                    FederationCore::Create(plan, initial, std::move(store), std::move(uploads),
                                           std::move(core_options)));
@@ -103,6 +117,10 @@ std::optional<SimulationEvent> SimulatedServer::NextEvent(absl::Duration timeout
 
 void SimulatedServer::NoteHoldout(uint64_t version, double loss, int64_t tokens) {
   parts_->core->RecordHoldout(version, loss, tokens);
+}
+
+void SimulatedServer::NoteCandidate(uint64_t round, const HoldoutMeasurement& measured) {
+  parts_->core->NoteHoldout(round, measured);
 }
 
 void SimulatedServer::Tick() { parts_->core->Tick(); }

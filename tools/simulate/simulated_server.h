@@ -16,7 +16,9 @@
 #include "common/adapter/lora_adapter.h"
 #include "common/base/clock.h"
 #include "common/base/env.h"
+#include "server/candidate_evaluator.h"
 #include "server/coordinator.h"
+#include "server/quality_gate.h"
 #include "server/run_plan.h"
 
 namespace fedge {
@@ -30,20 +32,34 @@ struct AdapterPublished {
   LoraAdapter adapter;           // fp32
 };
 
+// A round's result that waits for NoteCandidate, and then for measurements of `nodes`, if any.
+struct CandidateWaits {
+  CandidateTask task;
+  std::vector<std::string> nodes;
+};
+
+// It was not good enough: no version comes of the round.
+struct RoundRefused {
+  uint64_t round = 0;
+  RoundCounts counts;
+  std::string reason;
+};
+
 struct ServerFailed {
   absl::Status status;
 };
 
-using SimulationEvent =
-    std::variant<RoundStarted, AdapterPublished, RoundAbandoned, RunCompleted, ServerFailed>;
+using SimulationEvent = std::variant<RoundStarted, AdapterPublished, RoundAbandoned, CandidateWaits,
+                                     RoundRefused, RunCompleted, ServerFailed>;
 
 class SimulatedServer {
  public:
-  // A new run in `state_dir`, which must hold none, with `initial` as version 0. `clock` and `env`
-  // must outlive this object.
+  // A new run in `state_dir`, which must hold none, with `initial` as version 0. `slices`: the
+  // names in what NoteCandidate is told, sorted. `clock` and `env` must outlive this object.
   static absl::StatusOr<std::unique_ptr<SimulatedServer>> Start(const RunPlan& plan,
                                                                 const LoraAdapter& initial,
                                                                 const std::string& state_dir,
+                                                                std::vector<std::string> slices,
                                                                 Clock* clock, Env* env);
   ~SimulatedServer();
 
@@ -55,6 +71,9 @@ class SimulatedServer {
 
   // A version's loss was measured outside: for early stopping.
   void NoteHoldout(uint64_t version, double loss, int64_t tokens);
+
+  // What was measured of the candidate of `round`.
+  void NoteCandidate(uint64_t round, const HoldoutMeasurement& measured);
 
   // The clock was moved: deadlines are looked at.
   void Tick();

@@ -53,6 +53,7 @@ class Simulation {
   absl::StatusOr<bool> DrainEvents();  // whether the run is over
   absl::Status EndRound(const RoundCounts& counts, RoundRecord record);
   absl::Status Measure(RoundRecord& record);
+  void MeasureCandidate(const CandidateWaits& waits);
   std::vector<NodeOutcome> RunCohort(const std::vector<std::string>& cohort);
   void SumUp(const std::vector<NodeOutcome>& outcomes, RoundRecord* record);
   absl::Status FinishRound(RoundRecord record);
@@ -82,6 +83,7 @@ class Simulation {
   std::unique_ptr<Fleet> fleet_;
   LoraAdapter initial_;  // version 0
   LoraAdapter current_;
+  std::optional<Measurement> base_measured_;  // on what the quality gate looks at
   int64_t abandoned_in_a_row_ = 0;
   // In virtual time.
   bool virtual_time_ = false;
@@ -146,6 +148,7 @@ absl::Status Simulation::LoadData() {
   // Virtual time stands still in a round, so quotas by time would never be given back.
   run.mutable_admission()->set_max_requests_per_minute(0);
   run.mutable_admission()->set_max_upload_bytes_per_day(0);
+  if (run.has_gate()) config.set_holdout("the held-out sample");
   ASSIGN_OR_RETURN(const LoraPlan lora, MakeLoraPlan(run));
   ASSIGN_OR_RETURN(LoraSpec spec, base.MakeLoraSpec(lora.targets));
   ASSIGN_OR_RETURN(plan_, MakeRunPlan(config, std::move(spec), base.sha256()));
@@ -172,6 +175,7 @@ absl::Status Simulation::LoadData() {
   held_out_options_.max_tokens = options_.eval_tokens;
   held_out_options_.max_tokens_per_node = options_.eval_tokens_per_node;
   held_out_options_.max_questions = options_.label_questions;
+  if (plan_.gate.enabled) held_out_options_.slice_by = plan_.gate.slice_by;
   return absl::OkStatus();
 }
 
@@ -214,7 +218,7 @@ absl::Status Simulation::MeasureStart() {
 absl::Status Simulation::StartServer() {
   ASSIGN_OR_RETURN(
       server_, SimulatedServer::Start(plan_, initial_, JoinPath(files_->scratch_dir(), "server"),
-                                      &clock_, environment_.env));
+                                      held_out_->slices(), &clock_, environment_.env));
   FleetOptions fleet;
   fleet.max_validation_tokens = options_.device_eval_tokens;
   fleet.clock = &clock_;
@@ -266,12 +270,29 @@ absl::Status Simulation::RunRounds() {
       abandoned_in_a_row_ = published ? 0 : abandoned_in_a_row_ + 1;
       if (abandoned_in_a_row_ >= kMaxAbandonedInARow) {
         return absl::AbortedError(absl::StrCat(
-            abandoned_in_a_row_,
-            " rounds abandoned one after the other, the last: ", report_.rounds.back().note));
+            abandoned_in_a_row_, " rounds abandoned or refused one after the other, the last: ",
+            report_.rounds.back().note));
       }
       if (!published) RETURN_IF_ERROR(fleet_->Nudge());  // the next attempt starts at a check-in
     }
   }
+}
+
+void Simulation::MeasureCandidate(const CandidateWaits& waits) {
+  if (!base_measured_) base_measured_ = held_out_->MeasureSlices(nullptr, *pool_);
+  const auto measure = [&](const std::shared_ptr<const AdapterState>& state) {
+    return held_out_->MeasureSlices(&state->adapter(), *pool_);
+  };
+  server_->NoteCandidate(waits.task.round, {*base_measured_, measure(waits.task.current),
+                                            measure(waits.task.candidate)});
+  if (waits.nodes.empty() || virtual_time_) return;  // there, nodes come by themselves
+  const std::vector<NodeOutcome> outcomes =
+      fleet_->RunCohort(waits.nodes, [](const NodeOutcome&) {});
+  const bool silent = std::any_of(outcomes.begin(), outcomes.end(),
+                                  [](const NodeOutcome& outcome) { return !outcome.status.ok(); });
+  if (!silent) return;
+  clock_.Advance(plan_.round_deadline + absl::Seconds(1));
+  server_->Tick();
 }
 
 // Returns whether the round published a version.
@@ -302,6 +323,11 @@ absl::StatusOr<bool> Simulation::RunRound(const RoundStarted& started) {
     } else if (const auto* abandoned = std::get_if<RoundAbandoned>(&event)) {
       counts = &abandoned->counts;
       record.note = absl::StrCat("abandoned: ", abandoned->reason);
+    } else if (const auto* refused = std::get_if<RoundRefused>(&event)) {
+      counts = &refused->counts;
+      record.note = absl::StrCat("refused: ", refused->reason);
+    } else if (const auto* waits = std::get_if<CandidateWaits>(&event)) {
+      MeasureCandidate(*waits);
     }
     if (counts == nullptr) continue;
     RETURN_IF_ERROR(EndRound(*counts, std::move(record)));
@@ -398,6 +424,13 @@ absl::StatusOr<bool> Simulation::DrainEvents() {
       counts = &abandoned->counts;
       record.round = abandoned->round;
       record.note = absl::StrCat("abandoned: ", abandoned->reason);
+    } else if (const auto* const refused = std::get_if<RoundRefused>(&*event)) {
+      counts = &refused->counts;
+      record.round = refused->round;
+      record.note = absl::StrCat("refused: ", refused->reason);
+    } else if (const auto* const waits = std::get_if<CandidateWaits>(&*event)) {
+      MeasureCandidate(*waits);
+      continue;
     }
     SumUp(std::exchange(outcomes_, {}), &record);
     RETURN_IF_ERROR(EndRound(*counts, std::move(record)));

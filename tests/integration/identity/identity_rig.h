@@ -46,6 +46,7 @@ class IdentityRig {
     options.listen = absl::StrCat("127.0.0.1:", fleet_port_);
     options.enroll_listen = "127.0.0.1:0";
     options.membership = membership.get();
+    options.manifest_key = manifest_key;
     server = Get(GrpcServer::Start(*federation.core, options));
     fleet_port_ = server->port();
     membership->set_address(absl::StrCat("127.0.0.1:", server->enroll_port()));
@@ -77,6 +78,7 @@ class IdentityRig {
     return link.link->CheckIn(federation.CheckInRequest(node));
   }
 
+  const std::string manifest_key = std::string(32, 'k');
   TemporaryDir dir;
   ShiftedClock clock;         // the server's
   ShiftedClock device_clock;  // the devices'

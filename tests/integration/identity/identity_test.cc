@@ -6,6 +6,7 @@
 
 #include "absl/synchronization/notification.h"
 #include "client/grpc_identity.h"
+#include "client/server_key.h"
 #include "common/base/failpoint.h"
 #include "tests/integration/identity/identity_rig.h"
 
@@ -47,6 +48,12 @@ TEST(IdentityTest, ADeviceJoinsWithATokenAndTakesPart) {
   v1::ReportRequest report;
   report.set_node_id("other");
   EXPECT_EQ(link.link->Report(report).code(), absl::StatusCode::kPermissionDenied);
+}
+
+TEST(IdentityTest, ADeviceLearnsWhoseVersionsToLoadWhenItJoins) {
+  IdentityRig rig;
+  rig.Join("pi");
+  EXPECT_EQ(Get(KeptServerKeys(rig.dir.File("pi"), Env::Posix()).Read("pi")), rig.manifest_key);
 }
 
 TEST(IdentityTest, TokensWorkOnceInTimeAndAsTheyWereMeant) {
