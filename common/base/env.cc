@@ -185,6 +185,33 @@ class PosixEnv : public Env {
   }
 };
 
+absl::Status TooLarge(absl::string_view path, absl::string_view size, uint64_t max_bytes) {
+  return absl::ResourceExhaustedError(
+      absl::StrCat(path, ": ", size, "more than the limit of ", max_bytes));
+}
+
+// What has no size and cannot be mapped: `--config <(command)`.
+bool IsStream(absl::string_view path) {
+  struct stat info;
+  return stat(std::string(path).c_str(), &info) == 0 &&
+         (S_ISFIFO(info.st_mode) || S_ISCHR(info.st_mode));
+}
+
+absl::StatusOr<std::string> ReadStream(absl::string_view path, uint64_t max_bytes) {
+  const ScopedFd file{open(std::string(path).c_str(), O_RDONLY | O_CLOEXEC)};
+  if (file.fd < 0) return ErrnoStatus("open", path, errno);
+  std::string bytes;
+  char piece[1 << 16];
+  for (;;) {
+    const ssize_t size = read(file.fd, piece, sizeof(piece));
+    if (size < 0 && errno == EINTR) continue;
+    if (size < 0) return ErrnoStatus("read", path, errno);
+    if (size == 0) return bytes;
+    bytes.append(piece, static_cast<size_t>(size));
+    if (bytes.size() > max_bytes) return TooLarge(path, "", max_bytes);
+  }
+}
+
 }  // namespace
 
 Env* Env::Posix() {
@@ -197,10 +224,10 @@ bool Env::Exists(absl::string_view path) { return FileSize(path).ok(); }
 bool Env::IsDirectory(absl::string_view path) { return ListDir(path).ok(); }
 
 absl::StatusOr<std::string> Env::ReadFile(absl::string_view path, uint64_t max_bytes) {
+  if (IsStream(path)) return ReadStream(path, max_bytes);
   ASSIGN_OR_RETURN(std::unique_ptr<MappedFile> file, Map(path));
   if (file->bytes().size() > max_bytes) {
-    return absl::ResourceExhaustedError(absl::StrCat(path, ": ", file->bytes().size(),
-                                                     " bytes, more than the limit of ", max_bytes));
+    return TooLarge(path, absl::StrCat(file->bytes().size(), " bytes, "), max_bytes);
   }
   return std::string(file->bytes());
 }

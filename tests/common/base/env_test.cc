@@ -6,7 +6,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <fstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -64,6 +66,23 @@ class MountedTmpfs {
   std::string path_;
   bool mounted_;
 };
+
+TEST_F(EnvTest, ReadsAPipeToItsEnd) {
+  const std::string path = Path("pipe");
+  ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
+  const auto read = [&](size_t size, uint64_t limit) {
+    std::thread writer([&] {
+      std::ofstream out(path);
+      out << std::string(size, 'x');
+    });
+    auto bytes = env_->ReadFile(path, limit);
+    writer.join();
+    return bytes;
+  };
+  EXPECT_EQ(read(200'000, 200'000).value(), std::string(200'000, 'x'));
+  EXPECT_THAT(std::string(read(2000, 1000).status().message()),
+              HasSubstr("more than the limit of 1000"));
+}
 
 TEST_F(EnvTest, WritesAppendsAndTruncates) {
   const std::string path = Path("file");
