@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "fedge/v1/admin.grpc.pb.h"
 #include "server/admin_context.h"
+#include "server/admin_models.h"
 #include "server/admin_nodes.h"
 #include "server/admin_runs.h"
 #include "server/admin_tokens.h"
@@ -46,6 +47,11 @@ class AdminService final : public v1::AdminService::Service {
   FEDGE_ADMIN_METHOD(RunStop, RunRef, RunInfo)
   FEDGE_ADMIN_METHOD(NodeList, NodeListRequest, NodeListResponse)
   FEDGE_ADMIN_METHOD(NodeShow, NodeShowRequest, NodeShowResponse)
+  FEDGE_ADMIN_METHOD(ModelList, ModelRef, ModelListResponse)
+  FEDGE_ADMIN_METHOD(ModelShow, ModelRef, ModelInfo)
+  FEDGE_ADMIN_METHOD(ModelPromote, ModelDecision, ModelInfo)
+  FEDGE_ADMIN_METHOD(ModelRollback, ModelDecision, ModelInfo)
+  FEDGE_ADMIN_METHOD(AuditList, AuditListRequest, AuditListResponse)
 #undef FEDGE_ADMIN_METHOD
 
 #define FEDGE_MEMBERSHIP_METHOD(Name)                                       \
@@ -60,6 +66,12 @@ class AdminService final : public v1::AdminService::Service {
   FEDGE_MEMBERSHIP_METHOD(AuthorityRotate)
   FEDGE_MEMBERSHIP_METHOD(OperatorCertify)
 #undef FEDGE_MEMBERSHIP_METHOD
+
+  grpc::Status ModelFetch(grpc::ServerContext*, const v1::ModelRef* request,
+                          grpc::ServerWriter<v1::ModelPart>* writer) override {
+    return ToGrpc(::fedge::ModelFetch(
+        context_, *request, [&](const v1::ModelPart& part) { return writer->Write(part); }));
+  }
 
   grpc::Status RunWatch(grpc::ServerContext* call, const v1::RunRef* request,
                         grpc::ServerWriter<v1::RunInfo>* writer) override {

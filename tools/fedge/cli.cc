@@ -40,6 +40,7 @@ void RegisterAll(CLI::App& app, CommandContext& context) {
   RegisterRun(app, context);
   RegisterNodes(app, context);
   RegisterLogs(app, context);
+  RegisterModels(app, context);
   RegisterToken(app, context);
   RegisterAuthority(app, context);
   RegisterOperator(app, context);

@@ -17,6 +17,7 @@ void RegisterTokenize(CLI::App& app, CommandContext& context);
 void RegisterInspect(CLI::App& app, CommandContext& context);
 void RegisterExport(CLI::App& app, CommandContext& context);
 void RegisterPretrain(CLI::App& app, CommandContext& context);
+void RegisterModels(CLI::App& app, CommandContext& context);
 void RegisterImport(CLI::App& app, CommandContext& context);
 void RegisterQuantize(CLI::App& app, CommandContext& context);
 void RegisterMakeModel(CLI::App& app, CommandContext& context);

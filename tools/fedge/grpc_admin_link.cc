@@ -164,6 +164,11 @@ FEDGE_ADMIN_CALL(RunResume, RunRef, RunInfo)
 FEDGE_ADMIN_CALL(RunStop, RunRef, RunInfo)
 FEDGE_ADMIN_CALL(NodeList, NodeListRequest, NodeListResponse)
 FEDGE_ADMIN_CALL(NodeShow, NodeShowRequest, NodeShowResponse)
+FEDGE_ADMIN_CALL(ModelList, ModelRef, ModelListResponse)
+FEDGE_ADMIN_CALL(ModelShow, ModelRef, ModelInfo)
+FEDGE_ADMIN_CALL(ModelPromote, ModelDecision, ModelInfo)
+FEDGE_ADMIN_CALL(ModelRollback, ModelDecision, ModelInfo)
+FEDGE_ADMIN_CALL(AuditList, AuditListRequest, AuditListResponse)
 FEDGE_ADMIN_CALL(NodeRevoke, NodeRevokeRequest, NodeRevokeResponse)
 FEDGE_ADMIN_CALL(TokenCreate, TokenCreateRequest, TokenCreateResponse)
 FEDGE_ADMIN_CALL(TokenList, TokenListRequest, TokenListResponse)
@@ -171,6 +176,14 @@ FEDGE_ADMIN_CALL(TokenRevoke, TokenRevokeRequest, TokenRevokeResponse)
 FEDGE_ADMIN_CALL(AuthorityRotate, AuthorityRotateRequest, AuthorityRotateResponse)
 FEDGE_ADMIN_CALL(OperatorCertify, OperatorCertifyRequest, OperatorCertifyResponse)
 #undef FEDGE_ADMIN_CALL
+
+absl::Status AdminLink::ModelFetch(const v1::ModelRef& request,
+                                   absl::FunctionRef<bool(const v1::ModelPart&)> take) {
+  grpc::ClientContext context;
+  context.set_deadline(system_clock::now() + kCall);
+  const auto reader = state_->stub->ModelFetch(&context, request);
+  return ReadAll(context, *reader, take, {});
+}
 
 absl::Status AdminLink::RunWatch(const v1::RunRef& request,
                                  absl::FunctionRef<bool(const v1::RunInfo&)> take,

@@ -31,6 +31,13 @@ class AdminLink {
   absl::StatusOr<v1::RunInfo> RunStop(const v1::RunRef& request);
   absl::StatusOr<v1::NodeListResponse> NodeList(const v1::NodeListRequest& request);
   absl::StatusOr<v1::NodeShowResponse> NodeShow(const v1::NodeShowRequest& request);
+  absl::StatusOr<v1::ModelListResponse> ModelList(const v1::ModelRef& request);
+  absl::StatusOr<v1::ModelInfo> ModelShow(const v1::ModelRef& request);
+  absl::StatusOr<v1::ModelInfo> ModelPromote(const v1::ModelDecision& request);
+  absl::StatusOr<v1::ModelInfo> ModelRollback(const v1::ModelDecision& request);
+  absl::StatusOr<v1::AuditListResponse> AuditList(const v1::AuditListRequest& request);
+  absl::Status ModelFetch(const v1::ModelRef& request,
+                          absl::FunctionRef<bool(const v1::ModelPart&)> take);
   absl::StatusOr<v1::NodeRevokeResponse> NodeRevoke(const v1::NodeRevokeRequest& request);
   absl::StatusOr<v1::TokenCreateResponse> TokenCreate(const v1::TokenCreateRequest& request);
   absl::StatusOr<v1::TokenListResponse> TokenList(const v1::TokenListRequest& request);
