@@ -34,7 +34,8 @@ absl::Status RunLogs(const LogsOptions& options, CommandContext& context) {
   };
   RETURN_IF_ERROR(link->Logs(request, take, [&context] { return context.interrupted(); }));
   if (!options.follow || context.interrupted()) return absl::OkStatus();
-  return absl::UnavailableError(absl::StrCat("the server at ", options.server, " has gone"));
+  return absl::UnavailableError(
+      absl::StrCat("the server at ", options.server.address, " has gone"));
 }
 
 }  // namespace
