@@ -90,7 +90,15 @@ class Doctor {
     const std::string folder = JoinPath(settings_.state_dir, "models");
     for (const std::string& name :
          parts_.env->ListDir(folder).value_or(std::vector<std::string>())) {
-      if (name.size() == 64 + 5) model_ = OpenModelFile(JoinPath(folder, name), *parts_.env);
+      if (name.size() != 64 + 5) continue;
+      const std::string path = JoinPath(folder, name);
+      // Not OpenModelFile: its advice is for an owner's own file.
+      absl::StatusOr<std::shared_ptr<const BaseModel>> base = BaseModel::Load(path, *parts_.env);
+      if (base.ok()) {
+        model_ = ModelFile{path, *std::move(base)};
+      } else {
+        model_ = base.status();
+      }
     }
   }
 

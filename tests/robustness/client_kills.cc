@@ -33,7 +33,9 @@ std::vector<uint64_t> HitsToTry(uint64_t hits, bool sample) {
 
 class Sweep {
  public:
-  Sweep(ClientPrograms programs, bool sample) : programs_(std::move(programs)), sample_(sample) {}
+  // Of `parts` equal parts the one with index `part`.
+  Sweep(ClientPrograms programs, bool sample, int part, int parts)
+      : programs_(std::move(programs)), sample_(sample), part_(part), parts_(parts) {}
 
   int Run() {
     reference_ = RunClientCase(programs_, "", nullptr);
@@ -60,6 +62,7 @@ class Sweep {
 
  private:
   void Try(const std::string& place, const std::string& action, const std::string& fault) {
+    if (cases_++ % parts_ != part_) return;
     const ClientResult result = RunClientCase(programs_, fault, &reference_);
     lost_ += result.lost;
     doubled_ += result.doubled;
@@ -93,6 +96,8 @@ class Sweep {
 
   const ClientPrograms programs_;
   const bool sample_;
+  const int part_, parts_;
+  int cases_ = 0;
   ClientResult reference_;
   std::map<std::string, std::map<std::string, Tally>> table_;
   Tally total_;
@@ -105,13 +110,17 @@ int Main(int argc, char** argv) {
   std::string one;
   bool sample = false;
   app.add_flag("--sample", sample, "One kill before and one after each place only");
+  int part = 1, parts = 1;
+  app.add_option("--part", part, "Only every Nth case (--parts N), from this one on: 1 to N")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--parts", parts, "Of how many")->check(CLI::PositiveNumber);
   app.add_option("--case", one, "One fault, as a failure prints it");
   CLI11_PARSE(app, argc, argv);
   const testing::TemporaryDir dir;
   const std::string bin = absl::StrCat(FEDGE_BINARY_DIR, "/bin/");
   ClientPrograms programs{bin + "fedge-client", bin + "fedge-server",
                           testing::WriteTinyModel(dir.path(), {})};
-  if (one.empty()) return Sweep(std::move(programs), sample).Run();
+  if (one.empty()) return Sweep(std::move(programs), sample, part - 1, parts).Run();
   const ClientResult reference = RunClientCase(programs, "", nullptr);
   const ClientResult result = RunClientCase(programs, one, &reference);
   std::printf("injected: %d, starts: %d, tasks: %d (without it %d)\n%s\n", result.injected,
