@@ -183,7 +183,17 @@ void Coordinator::MaybeCloseRound(bool deadline_passed, absl::Duration now) {
   if (plan_.pace.is_async) {
     const int64_t wanted = deadline_passed ? Quorum() : goal_;
     if (counts.accepted + folded_ >= wanted) return Publish();
-    if (deadline_passed) deadline_ = now + plan_.round_deadline;  // the buffer waits
+    if (!deadline_passed) return;
+    deadline_ = now + plan_.round_deadline;  // the buffer waits
+    // But not for nobody: each node takes part in a version once.
+    const bool all_have = std::all_of(nodes_.begin(), nodes_.end(), [&](const std::string& node) {
+      const Participation* const member = cohort_.Find(node);
+      return member != nullptr && !member->is_open();
+    });
+    if (all_have && under_way_.empty() && !nodes_.empty()) {
+      Abandon(absl::StrCat(counts.accepted + folded_, " updates accepted, ", wanted,
+                           " needed, and all nodes have taken part"));
+    }
     return;
   }
   if (counts.accepted >= goal_) return Publish();

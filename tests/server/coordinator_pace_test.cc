@@ -345,6 +345,23 @@ TEST(CoordinatorPaceTest, AnAsynchronousBufferIsNeverAbandoned) {
   EXPECT_EQ(rounds.Take<VersionPublished>()->counts.accepted, 2);
 }
 
+TEST(CoordinatorPaceTest, AnAsynchronousBufferDoesNotWaitForNobody) {
+  RunPlan plan = TinyPlan();
+  plan.pace.is_async = true;
+  plan.quorum = 1;
+  Rounds rounds(plan);
+  rounds.CheckInAll(4);
+  for (uint64_t i = 0; i < 4; ++i) rounds.CheckIn(NodeName(i));
+  rounds.Submit(NodeName(0), {.seed = 0});
+  for (uint64_t i = 1; i < 4; ++i) rounds.coordinator.ReportFailure(NodeName(i), 1, "no room");
+  rounds.coordinator.Tick(kStart + plan.round_deadline - absl::Seconds(1));
+  EXPECT_TRUE(rounds.coordinator.collecting());
+  rounds.coordinator.Tick(kStart + plan.round_deadline);
+  EXPECT_FALSE(rounds.coordinator.collecting());
+  EXPECT_TRUE(HasTask(rounds, NodeName(1), kStart + plan.round_deadline));
+  EXPECT_EQ(rounds.coordinator.round(), 2u);
+}
+
 TEST(CoordinatorPaceTest, AsynchronousPlacesOfSilentNodesAreGivenToOthers) {
   RunPlan plan = AsyncPlan();
   Rounds rounds(plan);
