@@ -6,6 +6,7 @@
 #include <system_error>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "common/base/failpoint.h"
@@ -50,6 +51,10 @@ AdapterFolder::AdapterFolder(std::string dir, std::shared_ptr<const BaseModel> b
       base_name_(std::move(base_name)),
       env_(env),
       on_change_(std::move(on_change)) {
+  // What a killed process was writing goes; the folder may hold files of others.
+  for (const std::string& entry : env_->ListDir(dir_).value_or(std::vector<std::string>())) {
+    if (absl::StartsWith(entry, "choice.json.tmp-")) env_->Remove(Path(entry)).IgnoreError();
+  }
   const absl::StatusOr<std::string> text = env_->ReadFile(Path("choice.json"), kMaxChoiceBytes);
   v1::AdapterChoice kept;
   if (text.ok() && google::protobuf::util::JsonStringToMessage(*text, &kept).ok() &&
