@@ -8,6 +8,8 @@
 #ifndef FEDGE_SERVER_ADMIN_CONTEXT_H_
 #define FEDGE_SERVER_ADMIN_CONTEXT_H_
 
+#include <string>
+
 namespace fedge {
 
 class Directory;
@@ -21,6 +23,7 @@ struct AdminContext {
   Directory* directory = nullptr;    // runs and nodes in the store
   EventLog* events = nullptr;        // what Logs shows
   Membership* membership = nullptr;  // null: the server is insecure
+  std::string caller;                // by the operator's certificate; empty: over the socket
 };
 
 }  // namespace fedge

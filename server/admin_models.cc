@@ -26,8 +26,10 @@ absl::StatusOr<FederationCore*> FindCore(const AdminContext& context, const std:
                                  : absl::StrCat("run '", run_id, "' is not served"));
 }
 
-// Who the audit log names; what came over the socket is its user's own word.
-std::string ActorOf(const v1::ModelDecision& request) {
+// Who the audit log names: over the network the certificate's name, over the socket its user's own
+// word.
+std::string ActorOf(const AdminContext& context, const v1::ModelDecision& request) {
+  if (!context.caller.empty()) return context.caller;
   std::string actor = request.actor().substr(0, kMaxActorBytes);
   const auto is_bad = [](char c) { return static_cast<unsigned char>(c) - 0x20u >= 0x5Fu; };
   std::replace_if(actor.begin(), actor.end(), is_bad, '?');
@@ -99,7 +101,7 @@ absl::StatusOr<v1::ModelInfo> ModelShow(const AdminContext& context, const v1::M
 absl::StatusOr<v1::ModelInfo> ModelPromote(const AdminContext& context,
                                            const v1::ModelDecision& request) {
   ASSIGN_OR_RETURN(FederationCore* const core, FindCore(context, request.run_id()));
-  RETURN_IF_ERROR(core->Promote(ActorOf(request)));
+  RETURN_IF_ERROR(core->Promote(ActorOf(context, request)));
   v1::ModelRef served;
   served.set_run_id(core->plan().run_id);
   return ModelShow(context, served);
@@ -110,7 +112,8 @@ absl::StatusOr<v1::ModelInfo> ModelRollback(const AdminContext& context,
   ASSIGN_OR_RETURN(FederationCore* const core, FindCore(context, request.run_id()));
   v1::ModelRef made;
   made.set_run_id(core->plan().run_id);
-  ASSIGN_OR_RETURN(const uint64_t number, core->Rollback(request.version(), ActorOf(request)));
+  ASSIGN_OR_RETURN(const uint64_t number,
+                   core->Rollback(request.version(), ActorOf(context, request)));
   made.set_version(number);
   return ModelShow(context, made);
 }

@@ -15,6 +15,7 @@
 #include "server/admin_runs.h"
 #include "server/admin_tokens.h"
 #include "server/event_log.h"
+#include "server/grpc_security.h"
 
 namespace fedge {
 namespace {
@@ -33,10 +34,10 @@ class AdminService final : public v1::AdminService::Service {
   AdminService(const AdminContext& context, const std::atomic<bool>& stopping)
       : context_(context), stopping_(stopping) {}
 
-#define FEDGE_ADMIN_METHOD(Name, Request, Response)                                           \
-  grpc::Status Name(grpc::ServerContext*, const v1::Request* request, v1::Response* response) \
-      override {                                                                              \
-    return Assign(::fedge::Name(context_, *request), response);                               \
+#define FEDGE_ADMIN_METHOD(Name, Request, Response)                                                \
+  grpc::Status Name(grpc::ServerContext* call, const v1::Request* request, v1::Response* response) \
+      override {                                                                                   \
+    return Assign(::fedge::Name(Context(*call), *request), response);                              \
   }
   FEDGE_ADMIN_METHOD(RunCreate, RunCreateRequest, RunCreateResponse)
   FEDGE_ADMIN_METHOD(RunClone, RunCloneRequest, RunCreateResponse)
@@ -107,6 +108,12 @@ class AdminService final : public v1::AdminService::Service {
   }
 
  private:
+  AdminContext Context(const grpc::ServerContext& call) const {
+    AdminContext context = context_;
+    context.caller = CertifiedOperator(call);
+    return context;
+  }
+
   template <typename T>
   static grpc::Status Assign(absl::StatusOr<T> result, T* response) {
     if (result.ok()) *response = *std::move(result);

@@ -122,14 +122,31 @@ std::shared_ptr<grpc::ServerCredentials> MakeTlsCredentials(ListenerKind listene
   return credentials;
 }
 
-std::optional<std::string> CertifiedNode(const grpc::ServerContextBase& context) {
+namespace {
+
+std::optional<PeerIdentity> CertifiedPeer(const grpc::ServerContextBase& context) {
   const std::shared_ptr<const grpc::AuthContext> auth = context.auth_context();
   if (auth == nullptr) return std::nullopt;
   for (const grpc::string_ref& uri : auth->FindPropertyValues(GRPC_PEER_SPIFFE_ID_PROPERTY_NAME)) {
-    const absl::StatusOr<PeerIdentity> peer = ParsePeerUri(View(uri));
-    if (peer.ok() && peer->kind == PeerKind::kNode) return peer->name;
+    absl::StatusOr<PeerIdentity> peer = ParsePeerUri(View(uri));
+    if (peer.ok()) return *std::move(peer);
   }
   return std::nullopt;
+}
+
+}  // namespace
+
+std::optional<std::string> CertifiedNode(const grpc::ServerContextBase& context) {
+  const std::optional<PeerIdentity> peer = CertifiedPeer(context);
+  if (!peer || peer->kind != PeerKind::kNode) return std::nullopt;
+  return peer->name;
+}
+
+std::string CertifiedOperator(const grpc::ServerContextBase& context) {
+  const std::optional<PeerIdentity> peer = CertifiedPeer(context);
+  const bool is_operator =
+      peer && (peer->kind == PeerKind::kAdminRead || peer->kind == PeerKind::kAdminWrite);
+  return is_operator ? peer->name : "";
 }
 
 std::string PeerAddress(absl::string_view grpc_peer) {

@@ -30,6 +30,9 @@ std::shared_ptr<grpc::ServerCredentials> MakeTlsCredentials(ListenerKind listene
 // The node that the connection's certificate names; none on listeners without certificates.
 std::optional<std::string> CertifiedNode(const grpc::ServerContextBase& context);
 
+// The operator that it names: "alice"; empty: none.
+std::string CertifiedOperator(const grpc::ServerContextBase& context);
+
 // The address of a peer without its port; of IPv6 the network of 64 bits, which is one customer's.
 std::string PeerAddress(absl::string_view grpc_peer);
 

@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <memory>
 #include <string>
 
@@ -55,7 +56,10 @@ class RawPeer {
 
   bool Send(absl::string_view bytes) {
     const int size = static_cast<int>(bytes.size());
-    if (ssl_ != nullptr) return SSL_write(ssl_, bytes.data(), size) == size;
+    if (ssl_ != nullptr) {
+      std::signal(SIGPIPE, SIG_IGN);  // OpenSSL writes to a socket that may be closed by now
+      return SSL_write(ssl_, bytes.data(), size) == size;
+    }
     return send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL) == size;
   }
 

@@ -71,7 +71,9 @@ TEST_F(ModelCommandsTest, ComparesTwoVersions) {
   ASSERT_FALSE(modules.empty());
   EXPECT_GT(modules[0]["b"], 0);
   EXPECT_GT(modules[0]["product"], 0);
-  for (const nlohmann::json& module : Json({"models", "diff", "2", "2"})["modules"]) {
+  const nlohmann::json same = Json({"models", "diff", "2", "2"});
+  ASSERT_FALSE(same["modules"].empty());
+  for (const nlohmann::json& module : same["modules"]) {
     EXPECT_EQ(module["product"], 0);
   }
   EXPECT_THAT(Admin({"models", "diff", "0", "1"}).out, HasSubstr("OF THE PRODUCT"));
@@ -91,6 +93,23 @@ TEST_F(ModelCommandsTest, RollsBackToTheBit) {
   const FedgeRun promoted = Admin({"models", "promote"});
   EXPECT_EQ(promoted.code, 4);
   EXPECT_THAT(promoted.err, HasSubstr("no candidate waits"));
+}
+
+TEST_F(ModelCommandsTest, OverTheNetworkTheCertificateSaysWhoDecided) {
+  config_.set_insecure(false);
+  config_.set_admin_tcp_listen("127.0.0.1:0");
+  Start();
+  const std::string alice = absl::StrCat(dir_, "/alice.pem");
+  ASSERT_EQ(Admin({"operator", "certify", "alice", "--out", alice}).code, 0);
+  const FedgeRun back = Run({"models", "rollback", "1", "--identity", alice, "--server",
+                             absl::StrCat("127.0.0.1:", server_->admin_tcp_port())});
+  EXPECT_EQ(back.code, 0) << back.err;
+  std::string actor;
+  const nlohmann::json log = Json({"models", "audit"});
+  for (const nlohmann::json& record : log["records"]) {
+    if (record["action"] == "rollback") actor = record["actor"];
+  }
+  EXPECT_EQ(actor, "alice");
 }
 
 TEST_F(ModelCommandsTest, ExportsWhatDevicesHold) {
