@@ -11,6 +11,7 @@
 //   steered_cpu_share          of one processor that the server then needs
 //   kept_check_ins_per_s       over 32 connections that stay
 //   server_rss_mb, generator_rss_mb    after all of them
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -67,6 +68,7 @@ v1::ServerConfig Config(const std::string& dir) {
 
 // Never returns.
 [[noreturn]] void Serve(const std::string& dir, int facts_fd) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
   const auto server = Get(FederationServer::Start(Config(dir), {}));
   ServerFacts facts;
   facts.port = server->grpc().port();
@@ -97,7 +99,7 @@ class Fleet {
  public:
   Fleet(const std::string& dir, const ServerFacts& facts, int nodes)
       : issuer_(Get(CertificateIssuer::FromPem(
-            Get(Env::Posix()->ReadFile(JoinPath(dir, "identity/authority-1.pem")))))),
+            Get(Env::Posix()->ReadFile(JoinPath(dir, "identity/authority-000001.pem")))))),
         key_(Get(PrivateKey::Generate())),
         server_(absl::StrCat("127.0.0.1:", facts.port)),
         base_model_(facts.base_model, sizeof(facts.base_model)) {
