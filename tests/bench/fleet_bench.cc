@@ -19,6 +19,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <queue>
@@ -258,6 +259,7 @@ int Main(int argc, char** argv) {
       kept.per_second, static_cast<long>(fleet.failures), idle_mb, server_mb, generator_mb);
   kill(server, SIGKILL);
   waitpid(server, nullptr, 0);
+  std::filesystem::remove_all(dir);
   return 0;
 }
 
