@@ -69,10 +69,10 @@ wait_for() {
   fail "not within $seconds s: $*"
 }
 version_is() { [ "$(number version "$(run_json)")" -ge "$1" ]; }
+# An open round with an update acknowledged; leaves the run in `before`.
 in_the_middle() {
-  local json
-  json=$(run_json)
-  [ "$(number version "$json")" -ge 1 ] && grep -q '"collecting": *true' <<<"$json" && [ "$(number accepted "$json")" -ge 1 ]
+  before=$(run_json)
+  [ "$(number version "$before")" -ge 1 ] && grep -q '"collecting": *true' <<<"$before" && [ "$(number accepted "$before")" -ge 1 ]
 }
 healthy() { [ "$(docker inspect -f '{{.State.Health.Status}}' "$server" 2>/dev/null)" = healthy ]; }
 scraped() { curl -sf "http://127.0.0.1:9090/api/v1/query?query=fedge_run_version" | grep -q '"run":"demo"'; }
@@ -89,7 +89,6 @@ docker images --format '{{.Repository}} {{.Size}}' | grep '^fedge-' | sort | sed
 "${compose[@]}" --profile demo up -d --no-build >"$work/up.log" 2>&1 || fail "up: $(tail -3 "$work/up.log")"
 server=$("${compose[@]}" ps -q server)
 wait_for 180 in_the_middle
-before=$(run_json)
 docker kill --signal KILL "$server" >/dev/null
 say "killed the server in round $(number round "$before") with $(number accepted "$before") of 3 updates acknowledged"
 docker start "$server" >/dev/null
