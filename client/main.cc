@@ -1,5 +1,6 @@
 // fedge-client: the daemon on a device, and the commands around it.
 #include <iostream>
+#include <string>
 #include <vector>
 
 #include "CLI/CLI.hpp"
@@ -14,7 +15,7 @@ namespace {
 int Main(int argc, char** argv) {
   CLI::App app{"fedge-client: fine-tunes together with others on data that stays here"};
   app.require_subcommand(0, 1);
-  app.set_version_flag("--version", FEDGE_VERSION);
+  app.set_version_flag("--version", std::string("fedge-client ") + FEDGE_VERSION);
   bool help_config = false;
   app.add_flag("--help-config", help_config, "Print the documented settings and exit");
   std::vector<fedge::ClientCommand> commands = {
