@@ -23,6 +23,9 @@ using prometheus::MetricType;
 using Labels = std::vector<ClientMetric::Label>;
 
 constexpr double kMicros = 1e6;
+// What alerts are about: a counter that begins with its first event has no increase to see.
+constexpr const char* kCountedFromZero[] = {"abandoned", "damage", "refused", "update-accepted",
+                                            "update-rejected"};
 
 // The families in the order of their first value.
 class Families {
@@ -140,10 +143,18 @@ std::vector<MetricFamily> FleetMetrics::Collect() const {
     families.Gauge("fedge_state_free_bytes", "Free on the disk of the state folder.", {},
                    static_cast<double>(space.available));
   }
+  std::map<std::pair<std::string, std::string>, uint64_t> events;  // by run and kind
+  if (runs.ok()) {
+    for (const v1::RunInfo& run : runs->runs()) {
+      for (const char* const kind : kCountedFromZero) events[{run.run_id(), kind}] = 0;
+    }
+  }
   for (const EventCount& count : context_.events->Counts()) {
+    events[{count.run_id, count.kind}] = count.count;
+  }
+  for (const auto& [key, count] : events) {
     families.Counter("fedge_events_total", "Events since the start, as `fedge logs` shows them.",
-                     {{"run", count.run_id}, {"kind", count.kind}},
-                     static_cast<double>(count.count));
+                     {{"run", key.first}, {"kind", key.second}}, static_cast<double>(count));
   }
   if (runs.ok()) {
     for (const v1::RunInfo& run : runs->runs()) AddRun(run, families);

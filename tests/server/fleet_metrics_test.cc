@@ -74,6 +74,7 @@ TEST_F(FleetMetricsTest, ShowsRunsRoundsAndEvents) {
   EXPECT_THAT(before, HasSubstr("fedge_run_rounds{run=\"fleet-a\"} 7"));
   EXPECT_THAT(before, HasSubstr("fedge_run_known_nodes{run=\"fleet-a\"} 0"));
   EXPECT_THAT(before, HasSubstr("fedge_state_free_bytes "));
+  EXPECT_THAT(before, HasSubstr("fedge_events_total{run=\"fleet-a\",kind=\"refused\"} 0"));
   EXPECT_THAT(before, Not(HasSubstr("fedge_round_nodes")));
   CheckIn(**server, "node-a");
   CheckIn(**server, "node-b");
