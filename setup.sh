@@ -18,11 +18,11 @@ packages=(
   # tests
   libgtest-dev libgmock-dev
 )
-# libyaml-cpp-dev:arm64 would push out this machine's own; cmake/arm64 makes do with the library.
+# libyaml-cpp-dev:arm64 and prometheus-cpp-dev:arm64 would push out this machine's own; cmake/arm64 makes do with the libraries.
 arm64_packages=(
   crossbuild-essential-arm64 qemu-user-static
   libgrpc++-dev:arm64 libprotobuf-dev:arm64 libabsl-dev:arm64 libssl-dev:arm64 libsqlite3-dev:arm64
-  libhwy-dev:arm64 libutf8proc-dev:arm64 libqrencode-dev:arm64 prometheus-cpp-dev:arm64 libyaml-cpp0.7:arm64 libspdlog-dev:arm64
+  libhwy-dev:arm64 libutf8proc-dev:arm64 libqrencode-dev:arm64 libprometheus-cpp-pull1.0:arm64 libyaml-cpp0.7:arm64 libspdlog-dev:arm64
   libgtest-dev:arm64 libgmock-dev:arm64
 )
 only_list=false
