@@ -122,6 +122,7 @@ class Run {
   }
   std::string Place() const { return fault_.substr(0, fault_.find('=')); }
   int starts() const { return starts_; }
+  bool checked() const { return checked_; }
   int lost() const { return lost_; }
   int doubled() const { return doubled_; }
   int Tasks() const { return CountOf(FileText(dir_.File("client.log")), ": a task of "); }
@@ -205,6 +206,7 @@ class Run {
       if (!counted.insert(digest.Hex()).second) ++doubled_;
     }
     for (const std::string& update : finished_) lost_ += counted.count(update) == 0 ? 1 : 0;
+    checked_ = true;
     if (lost_ > 0) return absl::InternalError("an update that was finished is in no version");
     if (doubled_ == 0 && updates >= kClientRounds) return absl::OkStatus();
     return absl::InternalError(absl::StrCat(updates, " updates count in ", kClientRounds,
@@ -241,6 +243,7 @@ class Run {
   ChildProcess server_, client_;
   int starts_ = 0;
   std::set<std::string> finished_;  // digests
+  bool checked_ = false;
   int lost_ = 0;
   int doubled_ = 0;
 };
@@ -256,6 +259,7 @@ ClientResult RunClientCase(const ClientPrograms& programs, const std::string& fa
   result.injected = run.Injected();
   result.starts = run.starts();
   result.tasks = run.Tasks();
+  result.checked = run.checked();
   result.lost = run.lost();
   result.doubled = run.doubled();
   result.adapter = run.Adapter();

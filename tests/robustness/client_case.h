@@ -21,6 +21,7 @@ struct ClientPrograms {
 struct ClientResult {
   std::string problem;  // empty: all is well
   bool injected = false;
+  bool checked = false;  // the run came so far that `lost` and `doubled` are known
   int starts = 0;       // of the client
   int tasks = 0;        // trainings begun or gone on with
   int lost = 0;         // updates that were finished when a process ended and are in no version
