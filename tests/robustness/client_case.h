@@ -22,11 +22,11 @@ struct ClientResult {
   std::string problem;  // empty: all is well
   bool injected = false;
   bool checked = false;  // the run came so far that `lost` and `doubled` are known
-  int starts = 0;       // of the client
-  int tasks = 0;        // trainings begun or gone on with
-  int lost = 0;         // updates that were finished when a process ended and are in no version
-  int doubled = 0;      // versions that a finished update is in for a second time
-  std::string adapter;  // SHA-256 of the final adapter.gguf
+  int starts = 0;        // of the client
+  int tasks = 0;         // trainings begun or gone on with
+  int lost = 0;          // updates that were finished when a process ended and are in no version
+  int doubled = 0;       // versions that a finished update is in for a second time
+  std::string adapter;   // SHA-256 of the final adapter.gguf
   std::map<std::string, uint64_t> hits;  // of the client's failpoints, when they were counted
 };
 
