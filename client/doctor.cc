@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "client/model_file.h"
 #include "client/state_lock.h"
+#include "client/tls_probe.h"
 #include "common/base/digest.h"
 #include "common/base/status.h"
 #include "common/model/chat_template.h"
@@ -20,6 +21,7 @@ namespace fedge {
 namespace {
 
 constexpr absl::Duration kMaxClockError = absl::Minutes(5);
+constexpr absl::Duration kTlsTimeout = absl::Seconds(10);
 constexpr int64_t kWorkBytes = 64'000'000;  // of training beside the model's file, at the least
 
 class Doctor {
@@ -36,6 +38,7 @@ class Doctor {
     Memory();
     ClockError();
     Dns();
+    Tls();
     Server();
     Model();
     Data();
@@ -137,6 +140,52 @@ class Doctor {
     }
     Bad(Check::kDns, "dns", absl::StrCat(host, ": ", gai_strerror(error)),
         "check the name in `server`, and the device's DNS (resolvectl status)");
+  }
+
+  void Tls() {
+    if (parts_.identity == nullptr) {
+      return Good(Check::kTls, "tls", "off (insecure): for a server on this machine");
+    }
+    const TlsFinding found = ProbeTls(*parts_.identity, kTlsTimeout);
+    if (!found.status.ok()) {
+      return Bad(Check::kTls, "tls", absl::StrCat(settings_.server, ": ", found.status.message()),
+                 RemedyOf(found.status));
+    }
+    const absl::Time now = parts_.clock->Now();
+    const Certificate& own = parts_.identity->certificate;
+    const std::string dates =
+        absl::StrCat(found.version, ", the server's certificate is of this federation and ends ",
+                     Day(found.server->not_after()), ", this device's ends ", Day(own.not_after()),
+                     "; they name no host, so any address will do");
+    if (now < found.server->not_before() || now > found.server->not_after()) {
+      return Bad(Check::kTls, "tls",
+                 absl::StrCat(dates, "; by this device's clock it is ", Day(now)),
+                 "set the clock: timedatectl set-ntp true (devices do not go by these dates)");
+    }
+    if (now > own.not_after()) {
+      return Bad(Check::kTls, "tls", dates,
+                 absl::StrCat("ask for a token of this node (fedge token create --node ",
+                              parts_.identity->node_id(), ") and join again"));
+    }
+    Good(Check::kTls, "tls", dates);
+  }
+
+  static std::string Day(absl::Time time) {
+    return absl::FormatTime("%Y-%m-%d %H:%M UTC", time, absl::UTCTimeZone());
+  }
+
+  static std::string RemedyOf(const absl::Status& status) {
+    switch (status.code()) {
+      case absl::StatusCode::kUnavailable:
+        return "is the server up, and its port open from here?";
+      case absl::StatusCode::kAborted:
+        return "is it the server's `listen` port? Something between that ends TLS must pass it on";
+      case absl::StatusCode::kUnauthenticated:
+        return "is it the right server? If its authority was replaced, join again with a new token";
+      default:
+        return "ask its operator whether this node was revoked; if not, join again with a new "
+               "token";
+    }
   }
 
   void Server() {

@@ -9,6 +9,7 @@
 #include "client/client_settings.h"
 #include "client/device_probe.h"
 #include "client/federation_link.h"
+#include "client/node_identity.h"
 #include "common/base/clock.h"
 #include "common/base/env.h"
 
@@ -25,6 +26,7 @@ enum class Check {
   kModel = 16,   // is there, whole, and the server's
   kData = 17,    // can be read
   kPolicy = 18,  // allows work now
+  kTls = 19,     // server and device know each other, by certificates that are in time
 };
 
 struct Finding {
@@ -37,12 +39,13 @@ struct Finding {
 
 struct DoctorParts {
   FederationLink* link = nullptr;
+  const NodeIdentity* identity = nullptr;  // null: --insecure
   DeviceProbe* probe = nullptr;
   Clock* clock = nullptr;
   Env* env = nullptr;
 };
 
-// All checks, in the order of their codes; one that depends on a failed one says so.
+// All checks, from the device outwards; one that depends on a failed one says so.
 std::vector<Finding> Examine(const ClientSettings& settings, const DoctorParts& parts);
 
 }  // namespace fedge

@@ -1,4 +1,5 @@
 // fedge-client: the daemon on a device, and the commands around it.
+#include <cstdlib>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -13,6 +14,8 @@
 namespace {
 
 int Main(int argc, char** argv) {
+  // gRPC's own lines would stand beside our one clear line; set it to bring them back.
+  setenv("GRPC_VERBOSITY", "NONE", 0);
   CLI::App app{"fedge-client: fine-tunes together with others on data that stays here"};
   app.require_subcommand(0, 1);
   app.set_version_flag("--version", std::string("fedge-client ") + FEDGE_VERSION);

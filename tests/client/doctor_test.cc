@@ -36,8 +36,8 @@ class DoctorTest : public ::testing::Test {
   }
   // The first trouble; none: 0 and "".
   std::pair<int, std::string> Trouble() {
-    const auto findings = Examine(settings_, {&server_, &probe_, &clock_, Env::Posix()});
-    EXPECT_EQ(findings.size(), 9u);
+    const auto findings = Examine(settings_, {&server_, nullptr, &probe_, &clock_, Env::Posix()});
+    EXPECT_EQ(findings.size(), 10u);
     for (const Finding& finding : findings) {
       EXPECT_EQ(finding.good, finding.remedy.empty());
       if (!finding.good) return {static_cast<int>(finding.check), finding.detail};
