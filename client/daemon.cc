@@ -234,7 +234,10 @@ std::unique_ptr<Participant> Daemon::MakeParticipant(int threads) {
   parts.server_key = server_key_.get();
   parts.checkpoints = checkpoints_.get();
   parts.clock = &clock_;
-  parts.stopping = [this] { return supervisor_->stopping(); };
+  parts.stopping = [this] {
+    supervisor_->NoteLife();
+    return supervisor_->stopping();
+  };
   parts.hold_transfers = [this] { return supervisor_->HoldTransfers(); };
   parts.held_time = [this] { return gate_.held_time(); };
   parts.describe_device = [this](v1::DeviceReport& device) { Describe(device); };

@@ -24,6 +24,8 @@ namespace {
 
 constexpr absl::Duration kLookWhileTraining = absl::Milliseconds(250);
 constexpr absl::Duration kLookWhileRefused = absl::Seconds(5);
+// More between two looks is time in which this process did not run at all.
+constexpr absl::Duration kLongestLook = absl::Seconds(1);
 constexpr char kPausedFile[] = "paused";
 
 sigset_t StopSignals() {
@@ -103,6 +105,28 @@ void Supervisor::WaitForEvent(bool often) {
   poll(fds, 3, for_ever ? -1 : static_cast<int>(absl::ToInt64Milliseconds(longest)));
 }
 
+void Supervisor::LookForLife(absl::Duration now) {
+  const uint64_t signs = life_ + parts_.traffic->today() + parts_.clock->sleeps();
+  const absl::Duration looked = std::min(now - std::exchange(looked_at_, now), kLongestLook);
+  bool held = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    held = holding_;
+  }
+  const bool lives = !training_ || held || stopping_ || signs != life_signs_;
+  life_signs_ = signs;
+  without_life_ = lives ? absl::ZeroDuration() : without_life_ + looked;
+  const bool hung = without_life_ >= parts_.hung_after;
+  if (hung_.exchange(hung) == hung) return;
+  if (hung) {
+    LogError("the task hangs: no sign of life for ",
+             absl::FormatDuration(absl::Trunc(without_life_, absl::Seconds(1))),
+             "; systemd is to start this service again (without systemd: restart it)");
+  } else {
+    LogInfo("the task goes on");
+  }
+}
+
 void Supervisor::Run() {
   absl::Duration kill_at = absl::InfiniteDuration();
   bool told = false;  // systemd, that it stops
@@ -110,7 +134,8 @@ void Supervisor::Run() {
   while (!ended_) {
     const bool stopping = stopping_;
     const absl::Duration now = parts_.clock->Monotonic();
-    notifier_.Alive(now);
+    LookForLife(now);
+    if (!hung_) notifier_.Alive(now);
     if (stopping && !std::exchange(told, true)) notifier_.Stopping();
     // Leaving takes a call to the server.
     if (stopping && !leaving_ && kill_at == absl::InfiniteDuration()) {

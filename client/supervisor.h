@@ -1,6 +1,6 @@
 // The daemon's second thread: looks at the device while training runs and holds it at once when the
-// policy says so, takes commands and signals, tells systemd that the service is up and alive, and
-// sees to it that a stop does not take long.
+// policy says so, takes commands and signals, tells systemd that the service is up and, as long as
+// the work gets on, alive, and sees to it that a stop does not take long.
 #ifndef FEDGE_CLIENT_SUPERVISOR_H_
 #define FEDGE_CLIENT_SUPERVISOR_H_
 
@@ -47,6 +47,9 @@ class Supervisor {
     // A process that has not ended so long after it was told to is ended (exit code 0): whatever
     // it does, its disk is whole at any time. Infinite: never.
     absl::Duration stop_deadline = absl::Seconds(10);
+    // A task that shows no sign of life for so long (no step, no byte, no pause) hangs: systemd is
+    // not told any more that all is well. Longer than any step or call may take.
+    absl::Duration hung_after = absl::Hours(1);
   };
   static absl::StatusOr<std::unique_ptr<Supervisor>> Start(Parts parts);
   ~Supervisor();
@@ -55,18 +58,21 @@ class Supervisor {
   bool AwaitPermission();
   // Training runs: look often. Otherwise the thread sleeps.
   void SetTraining(bool training);
-  void Stop();  // as SIGTERM
+  void NoteLife() { ++life_; }  // the task got on by a step
+  void Stop();                  // as SIGTERM
 
   bool stopping() const { return stopping_.load(); }
   bool leaving() const { return leaving_.load(); }  // stopped by `leave`
   bool HoldTransfers();                             // a metered link that must not be used
   std::optional<double> Joules();                   // as DeviceProbe::Joules
+  bool hung() const { return hung_.load(); }
 
  private:
   Supervisor(Parts parts, ControlSocket socket, int signal_fd, int wake_fd);
 
   void Run();
   void WaitForEvent(bool often);
+  void LookForLife(absl::Duration now);
   // Measures, decides, and holds or opens the gate.
   void Look();
   void ApplyLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -78,7 +84,14 @@ class Supervisor {
   ControlSocket socket_;
   const int signal_fd_;
   const int wake_fd_;
-  SystemdNotifier notifier_;  // of the thread
+  // Of the thread.
+  SystemdNotifier notifier_;
+  uint64_t life_signs_ = 0;
+  absl::Duration looked_at_;
+  absl::Duration without_life_;
+
+  std::atomic<uint64_t> life_{0};
+  std::atomic<bool> hung_{false};
   std::atomic<bool> stopping_{false};
   std::atomic<bool> leaving_{false};
   std::atomic<bool> ended_{false};

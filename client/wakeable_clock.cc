@@ -14,9 +14,15 @@ constexpr absl::Duration kLongestSleep = absl::Hours(24 * 365);
 void WakeableClock::Sleep(absl::Duration duration) {
   if (duration <= absl::ZeroDuration()) return;
   std::unique_lock<std::mutex> lock(mutex_);
+  ++sleeps_;
   const uint64_t wakes = wakes_;
   changed_.wait_for(lock, absl::ToChronoNanoseconds(std::min(duration, kLongestSleep)),
                     [&] { return stopped_ || wakes_ != wakes; });
+}
+
+uint64_t WakeableClock::sleeps() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return sleeps_;
 }
 
 void WakeableClock::Wake() {

@@ -18,6 +18,8 @@ class WakeableClock : public Clock {
   // By the monotonic clock: a wall clock that jumps changes nothing.
   void Sleep(absl::Duration duration) override;
 
+  uint64_t sleeps();  // begun so far
+
   void Wake();  // ends the sleep under way, if there is one
   void Stop();  // ends it, and every later one
 
@@ -25,6 +27,7 @@ class WakeableClock : public Clock {
   std::mutex mutex_;
   std::condition_variable changed_;
   uint64_t wakes_ = 0;
+  uint64_t sleeps_ = 0;
   bool stopped_ = false;
 };
 

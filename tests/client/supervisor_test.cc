@@ -176,6 +176,25 @@ TEST_F(SupervisorTest, TellsSystemdThatItIsUpAliveAndStopping) {
   close(manager);
 }
 
+TEST_F(SupervisorTest, ATaskThatHangsIsNotCalledAlive) {
+  parts_.hung_after = absl::Milliseconds(600);
+  auto supervisor = Supervisor::Start(parts_).value();
+  EXPECT_FALSE(supervisor->hung());
+  supervisor->SetTraining(true);
+  while (!supervisor->hung()) std::this_thread::yield();
+  const auto lives_by = [&](const std::function<void()>& sign) {
+    while (!supervisor->hung()) std::this_thread::yield();
+    while (supervisor->hung()) sign();
+  };
+  lives_by([&] { supervisor->NoteLife(); });
+  lives_by([&] { clock_.Sleep(absl::Milliseconds(1)); });
+  lives_by([&] { traffic_.Add(1); });
+  // Who is held does not hang, nor who has nothing to do.
+  lives_by([&] { probe_.temperature = 90; });
+  probe_.temperature = 40;
+  lives_by([&] { supervisor->SetTraining(false); });
+}
+
 TEST(StateLockTest, TheSecondIsRefusedAndTheLockEndsWithItsOwner) {
   const testing::TemporaryDir dir;
   EXPECT_EQ(StateLock::Holder(dir.path()), 0);
