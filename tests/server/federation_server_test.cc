@@ -9,6 +9,7 @@
 #include "common/codec/update_codec.h"
 #include "tests/server/federation_test_rig.h"
 #include "tests/server/temporary_dir.h"
+#include "tests/server/upload_message.h"
 #include "tests/testing/tiny_model.h"
 
 namespace fedge {
@@ -54,16 +55,8 @@ TEST_F(FederationServerTest, RunsARoundAndMeasuresTheHoldout) {
   check_in.set_base_model_sha256((*server)->model().sha256().Raw());
   const auto response = core.CheckIn(check_in);
   ASSERT_TRUE(response->has_assignment());
-  testing::UpdateSpec spec;
-  const std::string bytes = testing::MakeUpdate(core.plan(), spec);
-  v1::UploadRequest message;
-  message.mutable_id()->set_run_id("default");
-  message.mutable_id()->set_round(1);
-  message.mutable_id()->set_node_id("n");
-  message.mutable_id()->set_sha256(Sha256Of(bytes).Raw());
-  message.mutable_id()->set_size_bytes(bytes.size());
-  message.mutable_chunk()->set_data(bytes);
-  message.mutable_chunk()->set_crc32c(Crc32c(bytes));
+  const v1::UploadRequest message =
+      testing::MakeUploadMessage(core.plan(), response->assignment(), "n");
   FederationCore::Upload upload = core.StartUpload();
   EXPECT_EQ((*upload.OnMessage(message))->verdict(), v1::UploadReceipt::ACCEPTED);
   (*server)->holdout()->WaitUntilIdle();

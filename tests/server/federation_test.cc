@@ -7,6 +7,7 @@
 #include "common/base/failpoint.h"
 #include "tests/server/federation_test_rig.h"
 #include "tests/server/temporary_dir.h"
+#include "tests/server/upload_message.h"
 #include "tests/testing/tiny_model.h"
 
 namespace fedge {
@@ -70,17 +71,8 @@ class FederationTest : public ::testing::Test {
     return *std::move(response);
   }
   v1::UploadReceipt Upload(const std::string& node, const v1::Assignment& task) {
-    const RunPlan& plan = federation_->Find(task.run_id())->plan();
-    const std::string bytes = testing::MakeUpdate(
-        plan, {.round = task.round(), .base_version = task.adapter_version(), .seed = task.seed()});
-    v1::UploadRequest message;
-    message.mutable_id()->set_run_id(task.run_id());
-    message.mutable_id()->set_round(task.round());
-    message.mutable_id()->set_node_id(node);
-    message.mutable_id()->set_sha256(Sha256Of(bytes).Raw());
-    message.mutable_id()->set_size_bytes(bytes.size());
-    message.mutable_chunk()->set_data(bytes);
-    message.mutable_chunk()->set_crc32c(Crc32c(bytes));
+    const v1::UploadRequest message =
+        testing::MakeUploadMessage(federation_->Find(task.run_id())->plan(), task, node);
     auto receipt = federation_->OpenUpload()->OnMessage(message);
     EXPECT_TRUE(receipt.ok()) << receipt.status();
     return receipt->value_or(v1::UploadReceipt());

@@ -1,7 +1,7 @@
 // fedge models, against a real server whose devices are played here.
 #include "common/base/digest.h"
 #include "server/sqlite_db.h"
-#include "tests/server/tiny_run.h"
+#include "tests/server/upload_message.h"
 #include "tests/tools/fedge/admin_fixture.h"
 
 namespace fedge {
@@ -25,17 +25,7 @@ class ModelCommandsTest : public testing::AdminTest {
       request.set_node_id(node);
       request.set_base_model_sha256(core.plan().base_model.Raw());
       const v1::Assignment task = server_->federation().CheckIn(request)->assignment();
-      const std::string bytes = testing::MakeUpdate(
-          core.plan(),
-          {.round = task.round(), .base_version = task.adapter_version(), .seed = task.seed()});
-      v1::UploadRequest message;
-      message.mutable_id()->set_run_id(task.run_id());
-      message.mutable_id()->set_round(task.round());
-      message.mutable_id()->set_node_id(node);
-      message.mutable_id()->set_sha256(Sha256Of(bytes).Raw());
-      message.mutable_id()->set_size_bytes(bytes.size());
-      message.mutable_chunk()->set_data(bytes);
-      message.mutable_chunk()->set_crc32c(Crc32c(bytes));
+      const v1::UploadRequest message = testing::MakeUploadMessage(core.plan(), task, node);
       ASSERT_TRUE(server_->federation().OpenUpload()->OnMessage(message).ok());
     }
   }
