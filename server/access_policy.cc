@@ -62,6 +62,7 @@ const std::vector<MethodPolicy>& MethodPolicies() {
       ForReaders("/fedge.v1.AdminService/AuditList"),
       ForReaders("/fedge.v1.AdminService/Logs"),
       ForReaders("/fedge.v1.AdminService/TokenList"),
+      ForReaders("/fedge.v1.AdminService/OperatorList"),
       ForReaders("/grpc.health.v1.Health/Check"),
       ForReaders("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"),
 
@@ -75,6 +76,7 @@ const std::vector<MethodPolicy>& MethodPolicies() {
       ForWriters("/fedge.v1.AdminService/NodeRevoke"),
       ForWriters("/fedge.v1.AdminService/AuthorityRotate"),
       ForWriters("/fedge.v1.AdminService/OperatorCertify"),
+      ForWriters("/fedge.v1.AdminService/OperatorRevoke"),
   };
   return *table;
 }

@@ -66,6 +66,8 @@ class AdminService final : public v1::AdminService::Service {
   FEDGE_MEMBERSHIP_METHOD(NodeRevoke)
   FEDGE_MEMBERSHIP_METHOD(AuthorityRotate)
   FEDGE_MEMBERSHIP_METHOD(OperatorCertify)
+  FEDGE_MEMBERSHIP_METHOD(OperatorRevoke)
+  FEDGE_MEMBERSHIP_METHOD(OperatorList)
 #undef FEDGE_MEMBERSHIP_METHOD
 
   grpc::Status ModelFetch(grpc::ServerContext*, const v1::ModelRef* request,

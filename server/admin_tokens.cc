@@ -100,4 +100,27 @@ absl::StatusOr<v1::OperatorCertifyResponse> OperatorCertify(
   return response;
 }
 
+absl::StatusOr<v1::OperatorRevokeResponse> OperatorRevoke(
+    Membership* membership, const v1::OperatorRevokeRequest& request) {
+  RETURN_IF_ERROR(CheckMembership(membership));
+  RETURN_IF_ERROR(membership->RevokeOperator(request.name()));
+  return v1::OperatorRevokeResponse();
+}
+
+absl::StatusOr<v1::OperatorListResponse> OperatorList(Membership* membership,
+                                                      const v1::OperatorListRequest&) {
+  RETURN_IF_ERROR(CheckMembership(membership));
+  ASSIGN_OR_RETURN(const std::vector<OperatorRecord> operators, membership->ListOperators());
+  v1::OperatorListResponse response;
+  for (const OperatorRecord& record : operators) {
+    v1::OperatorInfo& info = *response.add_operators();
+    info.set_name(record.name);
+    info.set_may_write(record.may_write);
+    info.set_made_us(absl::ToUnixMicros(record.made));
+    info.set_expires_us(absl::ToUnixMicros(record.expires));
+    info.set_revoked(membership->IsRevokedOperator(record.name));
+  }
+  return response;
+}
+
 }  // namespace fedge

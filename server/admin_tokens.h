@@ -22,6 +22,10 @@ absl::StatusOr<v1::AuthorityRotateResponse> AuthorityRotate(
     Membership* membership, const v1::AuthorityRotateRequest& request);
 absl::StatusOr<v1::OperatorCertifyResponse> OperatorCertify(
     Membership* membership, const v1::OperatorCertifyRequest& request);
+absl::StatusOr<v1::OperatorRevokeResponse> OperatorRevoke(Membership* membership,
+                                                          const v1::OperatorRevokeRequest& request);
+absl::StatusOr<v1::OperatorListResponse> OperatorList(Membership* membership,
+                                                      const v1::OperatorListRequest& request);
 
 }  // namespace fedge
 

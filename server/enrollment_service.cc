@@ -7,8 +7,10 @@
 
 #include "common/base/status.h"
 #include "fedge/v1/identity.grpc.pb.h"
+#include "server/connection_gate.h"
 #include "server/grpc_security.h"
 #include "server/membership.h"
+#include "server/peer_address.h"
 #include "server/work_queue.h"
 
 namespace fedge {
@@ -20,11 +22,14 @@ grpc::Status ToGrpc(const absl::Status& status) {
 
 // Answers with what `function` says, on a worker. Request and response live until then.
 template <typename Function>
-grpc::ServerUnaryReactor* Run(WorkQueue& queue, grpc::CallbackServerContext* context,
-                              Function function) {
+grpc::ServerUnaryReactor* Run(WorkQueue& queue, ConnectionGate* gate,
+                              grpc::CallbackServerContext* context, Function function) {
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  const bool scheduled = queue.Schedule(
-      [reactor, function = std::move(function)] { reactor->Finish(ToGrpc(function())); });
+  auto work = std::make_shared<ConnectionGate::Work>(gate, context->peer());
+  const bool scheduled =
+      queue.Schedule([reactor, work = std::move(work), function = std::move(function)] {
+        reactor->Finish(ToGrpc(function()));
+      });
   if (!scheduled) {
     reactor->Finish(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED,
                                  "the server has too many requests waiting; come back later"));
@@ -35,16 +40,17 @@ grpc::ServerUnaryReactor* Run(WorkQueue& queue, grpc::CallbackServerContext* con
 class EnrollmentService final : public v1::EnrollmentService::CallbackService {
  public:
   EnrollmentService(Membership& membership, WorkQueue& queue, std::string manifest_key,
-                    std::function<int()> fleet_port)
+                    std::function<int()> fleet_port, ConnectionGate* gate)
       : membership_(membership),
         queue_(queue),
+        gate_(gate),
         manifest_key_(std::move(manifest_key)),
         fleet_port_(std::move(fleet_port)) {}
 
   grpc::ServerUnaryReactor* Enroll(grpc::CallbackServerContext* context,
                                    const v1::EnrollRequest* request,
                                    v1::EnrollResponse* response) override {
-    return Run(queue_, context,
+    return Run(queue_, gate_, context,
                [this, request, response, peer = PeerAddress(context->peer())]() -> absl::Status {
                  ASSIGN_OR_RETURN(*response->mutable_certificate(),
                                   membership_.Enroll(*request, peer));
@@ -57,19 +63,20 @@ class EnrollmentService final : public v1::EnrollmentService::CallbackService {
  private:
   Membership& membership_;
   WorkQueue& queue_;
+  ConnectionGate* const gate_;
   const std::string manifest_key_;
   const std::function<int()> fleet_port_;
 };
 
 class IdentityService final : public v1::IdentityService::CallbackService {
  public:
-  IdentityService(Membership& membership, WorkQueue& queue)
-      : membership_(membership), queue_(queue) {}
+  IdentityService(Membership& membership, WorkQueue& queue, ConnectionGate* gate)
+      : membership_(membership), queue_(queue), gate_(gate) {}
 
   grpc::ServerUnaryReactor* Renew(grpc::CallbackServerContext* context,
                                   const v1::RenewRequest* request,
                                   v1::RenewResponse* response) override {
-    return Run(queue_, context,
+    return Run(queue_, gate_, context,
                [this, request, response, node = CertifiedNode(*context)]() -> absl::Status {
                  if (!node) return absl::UnauthenticatedError("renewal needs a certificate");
                  ASSIGN_OR_RETURN(*response->mutable_certificate(),
@@ -81,19 +88,22 @@ class IdentityService final : public v1::IdentityService::CallbackService {
  private:
   Membership& membership_;
   WorkQueue& queue_;
+  ConnectionGate* const gate_;
 };
 
 }  // namespace
 
 std::unique_ptr<grpc::Service> MakeEnrollmentService(Membership& membership, WorkQueue& queue,
                                                      std::string manifest_key,
-                                                     std::function<int()> fleet_port) {
+                                                     std::function<int()> fleet_port,
+                                                     ConnectionGate* gate) {
   return std::make_unique<EnrollmentService>(membership, queue, std::move(manifest_key),
-                                             std::move(fleet_port));
+                                             std::move(fleet_port), gate);
 }
 
-std::unique_ptr<grpc::Service> MakeIdentityService(Membership& membership, WorkQueue& queue) {
-  return std::make_unique<IdentityService>(membership, queue);
+std::unique_ptr<grpc::Service> MakeIdentityService(Membership& membership, WorkQueue& queue,
+                                                   ConnectionGate* gate) {
+  return std::make_unique<IdentityService>(membership, queue, gate);
 }
 
 }  // namespace fedge

@@ -12,14 +12,18 @@ class Service;
 
 namespace fedge {
 
+class ConnectionGate;
 class Membership;
 class WorkQueue;
 
-// `fleet_port` is asked at each enrolment. All references must outlive the gRPC server.
+// `fleet_port` is asked at each enrolment. All that is given must outlive the gRPC server; `gate`
+// (may be null) is told of the calls under way.
 std::unique_ptr<grpc::Service> MakeEnrollmentService(Membership& membership, WorkQueue& queue,
                                                      std::string manifest_key,
-                                                     std::function<int()> fleet_port);
-std::unique_ptr<grpc::Service> MakeIdentityService(Membership& membership, WorkQueue& queue);
+                                                     std::function<int()> fleet_port,
+                                                     ConnectionGate* gate);
+std::unique_ptr<grpc::Service> MakeIdentityService(Membership& membership, WorkQueue& queue,
+                                                   ConnectionGate* gate);
 
 }  // namespace fedge
 

@@ -12,6 +12,7 @@
 #include "common/base/digest.h"
 #include "common/base/status.h"
 #include "fedge/v1/federation.grpc.pb.h"
+#include "server/connection_gate.h"
 #include "server/device_requests.h"
 #include "server/grpc_security.h"
 #include "server/work_queue.h"
@@ -43,9 +44,10 @@ absl::Status CheckSpeaker(const std::optional<std::string>& certified, absl::str
 // no worker. Only finding a blob may read the disk.
 class DownloadReactor : public grpc::ServerWriteReactor<v1::Chunk> {
  public:
-  DownloadReactor(DeviceRequests& requests, WorkQueue& queue, const v1::DownloadRequest* request,
-                  const absl::Status& speaker)
-      : offset_(request->offset()) {
+  DownloadReactor(DeviceRequests& requests, WorkQueue& queue, ConnectionGate* gate,
+                  const grpc::CallbackServerContext& context, const v1::DownloadRequest* request)
+      : work_(gate, context.peer()), offset_(request->offset()) {
+    const absl::Status speaker = CheckSpeaker(CertifiedNode(context), request->node_id());
     if (!speaker.ok()) {
       Finish(ToGrpc(speaker));
       return;
@@ -84,6 +86,7 @@ class DownloadReactor : public grpc::ServerWriteReactor<v1::Chunk> {
     StartWrite(&chunk_);
   }
 
+  const ConnectionGate::Work work_;
   size_t offset_;
   std::shared_ptr<const std::string> owned_;  // null: what is sent is a base model
   absl::string_view bytes_;
@@ -93,16 +96,19 @@ class DownloadReactor : public grpc::ServerWriteReactor<v1::Chunk> {
 // One message at a time: read, handle on a worker, read on. A slow disk so slows the sender down.
 class UploadReactor : public grpc::ServerReadReactor<v1::UploadRequest> {
  public:
-  UploadReactor(DeviceRequests& requests, WorkQueue& queue, v1::UploadReceipt* receipt,
-                std::optional<std::string> certified)
+  UploadReactor(DeviceRequests& requests, WorkQueue& queue, ConnectionGate* gate,
+                const grpc::CallbackServerContext& context, v1::UploadReceipt* receipt)
       : upload_(requests.OpenUpload()),
         queue_(queue),
+        gate_(gate),
         receipt_(receipt),
-        certified_(std::move(certified)) {
+        peer_(context.peer()),
+        certified_(CertifiedNode(context)) {
     StartRead(&request_);
   }
 
   void OnReadDone(bool ok) override {
+    work_.emplace(gate_, peer_);
     const bool scheduled = ok ? queue_.Schedule([this] { HandleMessage(); })
                               : queue_.Schedule([this] { HandleEnd(); });
     if (!scheduled) Finish(Overloaded());
@@ -117,7 +123,10 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadRequest> {
     }
     absl::StatusOr<std::optional<v1::UploadReceipt>> receipt = upload_->OnMessage(request_);
     if (!receipt.ok()) return Finish(ToGrpc(receipt.status()));
-    if (!receipt->has_value()) return StartRead(&request_);
+    if (!receipt->has_value()) {
+      work_.reset();  // it is the device's turn
+      return StartRead(&request_);
+    }
     *receipt_ = **std::move(receipt);
     Finish(grpc::Status::OK);
   }
@@ -130,15 +139,18 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadRequest> {
 
   const std::unique_ptr<UploadStream> upload_;
   WorkQueue& queue_;
+  ConnectionGate* const gate_;
   v1::UploadReceipt* receipt_;
+  const std::string peer_;
   const std::optional<std::string> certified_;
+  std::optional<ConnectionGate::Work> work_;
   v1::UploadRequest request_;
 };
 
 class FederationService final : public v1::FederationService::CallbackService {
  public:
-  FederationService(DeviceRequests& requests, WorkQueue& queue)
-      : requests_(requests), queue_(queue) {}
+  FederationService(DeviceRequests& requests, WorkQueue& queue, ConnectionGate* gate)
+      : requests_(requests), queue_(queue), gate_(gate) {}
 
   grpc::ServerUnaryReactor* CheckIn(grpc::CallbackServerContext* context,
                                     const v1::CheckInRequest* request,
@@ -165,13 +177,12 @@ class FederationService final : public v1::FederationService::CallbackService {
 
   grpc::ServerWriteReactor<v1::Chunk>* Download(grpc::CallbackServerContext* context,
                                                 const v1::DownloadRequest* request) override {
-    return new DownloadReactor(requests_, queue_, request,
-                               CheckSpeaker(CertifiedNode(*context), request->node_id()));
+    return new DownloadReactor(requests_, queue_, gate_, *context, request);
   }
 
   grpc::ServerReadReactor<v1::UploadRequest>* Upload(grpc::CallbackServerContext* context,
                                                      v1::UploadReceipt* receipt) override {
-    return new UploadReactor(requests_, queue_, receipt, CertifiedNode(*context));
+    return new UploadReactor(requests_, queue_, gate_, *context, receipt);
   }
 
  private:
@@ -191,20 +202,25 @@ class FederationService final : public v1::FederationService::CallbackService {
       reactor->Finish(ToGrpc(speaker));
       return reactor;
     }
-    const bool scheduled = queue_.Schedule(
-        [reactor, function = std::move(function)] { reactor->Finish(ToGrpc(function())); });
+    auto work = std::make_shared<ConnectionGate::Work>(gate_, context->peer());
+    const bool scheduled =
+        queue_.Schedule([reactor, work = std::move(work), function = std::move(function)] {
+          reactor->Finish(ToGrpc(function()));
+        });
     if (!scheduled) reactor->Finish(Overloaded());
     return reactor;
   }
 
   DeviceRequests& requests_;
   WorkQueue& queue_;
+  ConnectionGate* const gate_;
 };
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeFederationService(DeviceRequests& requests, WorkQueue& queue) {
-  return std::make_unique<FederationService>(requests, queue);
+std::unique_ptr<grpc::Service> MakeFederationService(DeviceRequests& requests, WorkQueue& queue,
+                                                     ConnectionGate* gate) {
+  return std::make_unique<FederationService>(requests, queue, gate);
 }
 
 }  // namespace fedge

@@ -11,11 +11,14 @@ class Service;
 
 namespace fedge {
 
+class ConnectionGate;
 class DeviceRequests;
 class WorkQueue;
 
-// `requests` and `queue` must outlive the gRPC server that runs the service.
-std::unique_ptr<grpc::Service> MakeFederationService(DeviceRequests& requests, WorkQueue& queue);
+// All must outlive the gRPC server that runs the service. `gate` (may be null) is told of the calls
+// under way.
+std::unique_ptr<grpc::Service> MakeFederationService(DeviceRequests& requests, WorkQueue& queue,
+                                                     ConnectionGate* gate);
 
 }  // namespace fedge
 

@@ -10,12 +10,14 @@
 #include <chrono>
 #include <mutex>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "server/admin_context.h"
 #include "server/admin_service.h"
 #include "server/grpc_security.h"
+#include "server/membership.h"
 
 namespace fedge {
 namespace {
@@ -34,6 +36,9 @@ struct GrpcAdmin::State {
   void Listen(const std::string& address,
               const std::shared_ptr<grpc::ServerCredentials>& credentials) {
     grpc::ServerBuilder builder;
+    std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> factories;
+    factories.push_back(calls->MakeInterceptors());
+    builder.experimental().SetInterceptorCreators(std::move(factories));
     builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
     builder.SetMaxSendMessageSize(kMaxMessageBytes);
     builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, 8192);
@@ -49,6 +54,7 @@ struct GrpcAdmin::State {
 
   std::string path;  // of the socket; empty: TCP
   int port = 0;
+  const std::shared_ptr<LiveCalls> calls = std::make_shared<LiveCalls>();
   std::atomic<bool> stopping{false};
   std::unique_ptr<grpc::Service> service;
   std::unique_ptr<grpc::Server> server;
@@ -86,6 +92,10 @@ absl::StatusOr<std::unique_ptr<GrpcAdmin>> GrpcAdmin::ListenOnSocket(const Admin
 absl::StatusOr<std::unique_ptr<GrpcAdmin>> GrpcAdmin::ListenOnPort(const AdminContext& context,
                                                                    const std::string& address) {
   auto state = std::make_unique<State>(context);
+  context.membership->AddRevocationListener(
+      [calls = std::weak_ptr<LiveCalls>(state->calls)](absl::string_view subject) {
+        if (const std::shared_ptr<LiveCalls> live = calls.lock()) live->End(subject);
+      });
   state->Listen(address, MakeTlsCredentials(ListenerKind::kAdmin, *context.membership));
   if (state->server == nullptr || state->port == 0) {
     return absl::FailedPreconditionError(

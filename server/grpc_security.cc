@@ -1,6 +1,5 @@
 #include "server/grpc_security.h"
 
-#include <arpa/inet.h>
 #include <grpc/grpc.h>
 #include <grpcpp/security/auth_metadata_processor.h>
 #include <grpcpp/security/tls_certificate_provider.h>
@@ -149,23 +148,6 @@ std::string CertifiedOperator(const grpc::ServerContextBase& context) {
   return is_operator ? peer->name : "";
 }
 
-std::string PeerAddress(absl::string_view grpc_peer) {
-  // "ipv4:10.0.0.7:5123", "ipv6:%5B2001:db8::1%5D:443" (brackets escaped or not), "unix:...".
-  const bool is_ipv6 = grpc_peer.substr(0, 5) == "ipv6:";
-  if (!is_ipv6) return std::string(grpc_peer.substr(0, grpc_peer.rfind(':')));
-  absl::string_view host = grpc_peer.substr(5);
-  for (const absl::string_view open : {"%5B", "["}) {
-    if (host.substr(0, open.size()) == open) host.remove_prefix(open.size());
-  }
-  host = host.substr(0, host.find_first_of("%]"));
-  in6_addr address = {};
-  if (inet_pton(AF_INET6, std::string(host).c_str(), &address) != 1) return std::string(host);
-  for (size_t i = 8; i < 16; ++i) address.s6_addr[i] = 0;
-  char text[INET6_ADDRSTRLEN] = "";
-  inet_ntop(AF_INET6, &address, text, sizeof(text));
-  return absl::StrCat("ipv6:", text, "/64");
-}
-
 class LiveCalls::Interceptor : public grpc::experimental::Interceptor {
  public:
   Interceptor(LiveCalls* calls, grpc::experimental::ServerRpcInfo* info)
@@ -176,8 +158,8 @@ class LiveCalls::Interceptor : public grpc::experimental::Interceptor {
     using grpc::experimental::InterceptionHookPoints;
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::POST_RECV_INITIAL_METADATA)) {
       grpc::ServerContextBase* const context = info_->server_context();
-      if (std::optional<std::string> node = CertifiedNode(*context)) {
-        calls_->Add(this, *std::move(node), context->c_call());
+      if (const std::optional<PeerIdentity> peer = CertifiedPeer(*context)) {
+        calls_->Add(this, RevocationSubject(*peer), context->c_call());
       }
     } else if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_STATUS)) {
       calls_->Remove(this);
@@ -212,10 +194,10 @@ LiveCalls::~LiveCalls() {
   for (auto& [key, call] : calls_) grpc_call_unref(call.call);
 }
 
-void LiveCalls::Add(const void* key, std::string node, grpc_call* call) {
+void LiveCalls::Add(const void* key, std::string subject, grpc_call* call) {
   grpc_call_ref(call);
   absl::MutexLock lock(&mutex_);
-  calls_[key] = {std::move(node), call};
+  calls_[key] = {std::move(subject), call};
 }
 
 void LiveCalls::Remove(const void* key) {
@@ -230,19 +212,19 @@ void LiveCalls::Remove(const void* key) {
   grpc_call_unref(call);
 }
 
-size_t LiveCalls::End(absl::string_view node) {
+size_t LiveCalls::End(absl::string_view subject) {
   std::vector<grpc_call*> ended;
   {
     absl::MutexLock lock(&mutex_);
     for (const auto& [key, call] : calls_) {
-      if (call.node != node) continue;
+      if (call.subject != subject) continue;
       grpc_call_ref(call.call);
       ended.push_back(call.call);
     }
   }
   // Not under the lock: what the end of a call sets off may run here, and removes it.
   for (grpc_call* const call : ended) {
-    grpc_call_cancel_with_status(call, GRPC_STATUS_UNAUTHENTICATED, "the node was revoked",
+    grpc_call_cancel_with_status(call, GRPC_STATUS_UNAUTHENTICATED, "revoked by an operator",
                                  nullptr);
     grpc_call_unref(call);
   }

@@ -1,5 +1,5 @@
 // What gRPC needs of the federation's identities: TLS credentials of the listeners, the check of
-// every call against the policy, and an end for the calls of a node that is revoked.
+// every call against the policy, and an end for the calls of who is revoked.
 #ifndef FEDGE_SERVER_GRPC_SECURITY_H_
 #define FEDGE_SERVER_GRPC_SECURITY_H_
 
@@ -33,10 +33,7 @@ std::optional<std::string> CertifiedNode(const grpc::ServerContextBase& context)
 // The operator that it names: "alice"; empty: none.
 std::string CertifiedOperator(const grpc::ServerContextBase& context);
 
-// The address of a peer without its port; of IPv6 the network of 64 bits, which is one customer's.
-std::string PeerAddress(absl::string_view grpc_peer);
-
-// The calls of nodes that are under way. Thread-safe; must outlive the server.
+// The calls of peers with certificates that are under way. Thread-safe; must outlive the server.
 class LiveCalls {
  public:
   LiveCalls() = default;
@@ -44,8 +41,8 @@ class LiveCalls {
   LiveCalls& operator=(const LiveCalls&) = delete;
   ~LiveCalls();
 
-  // Ends the node's calls with UNAUTHENTICATED; returns how many.
-  size_t End(absl::string_view node);
+  // Ends the calls of a RevocationSubject with UNAUTHENTICATED; returns how many.
+  size_t End(absl::string_view subject);
 
   // For ServerBuilder: enters each call, and takes it out when its status is sent.
   std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> MakeInterceptors();
@@ -53,11 +50,11 @@ class LiveCalls {
  private:
   class Interceptor;
   class Factory;
-  void Add(const void* key, std::string node, grpc_call* call);
+  void Add(const void* key, std::string subject, grpc_call* call);
   void Remove(const void* key);
 
   struct Call {
-    std::string node;
+    std::string subject;
     grpc_call* call;  // with a reference
   };
   absl::Mutex mutex_;

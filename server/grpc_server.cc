@@ -18,6 +18,7 @@
 #include "common/base/address.h"
 #include "common/base/logging.h"
 #include "common/base/status.h"
+#include "server/connection_gate.h"
 #include "server/device_requests.h"
 #include "server/enrollment_service.h"
 #include "server/federation_service.h"
@@ -76,18 +77,42 @@ void SetLimits(const Limits& limits, grpc::ServerBuilder& builder) {
   builder.SetResourceQuota(quota);
 }
 
-// The running server, listening on `listen` unless that is empty.
-absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(
-    grpc::ServerBuilder& builder, const std::string& listen,
-    const std::shared_ptr<grpc::ServerCredentials>& credentials, absl::string_view field,
-    int* port) {
-  if (!listen.empty()) builder.AddListeningPort(listen, credentials, port);
-  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  if (server == nullptr || (!listen.empty() && *port == 0)) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(field, ": cannot listen on ", listen,
-                     ": the port is in use or the address is not this machine's; choose another"));
+absl::Status CannotListen(absl::string_view field, absl::string_view listen) {
+  return absl::FailedPreconditionError(
+      absl::StrCat(field, ": cannot listen on ", listen,
+                   ": the port is in use or the address is not this machine's; choose another"));
+}
+
+// A listener for the network, where strangers knock: the gate gets `listen`.
+absl::StatusOr<std::unique_ptr<ConnectionGate>> OpenGate(const std::string& listen,
+                                                         absl::string_view field, bool calls_pay) {
+  if (listen.empty()) return nullptr;
+  ConnectionGateOptions options;
+  options.listen = listen;
+  options.name = std::string(field);
+  options.calls_pay = calls_pay;
+  absl::StatusOr<std::unique_ptr<ConnectionGate>> gate = ConnectionGate::Listen(std::move(options));
+  if (!gate.ok()) return CannotListen(field, listen);
+  return gate;
+}
+
+// The running server, behind `gate` unless that is null.
+std::unique_ptr<grpc::Server> StartBehind(
+    ConnectionGate* gate, grpc::ServerBuilder& builder,
+    const std::shared_ptr<grpc::ServerCredentials>& credentials) {
+  using Builder = grpc::ServerBuilder::experimental_type;
+  std::shared_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor;
+  if (gate != nullptr) {
+    acceptor = builder.experimental().AddExternalConnectionAcceptor(
+        Builder::ExternalConnectionType::FROM_FD, credentials);
   }
+  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  if (gate == nullptr || server == nullptr) return server;
+  gate->Start([acceptor](int fd) {
+    grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters connection;
+    connection.fd = fd;
+    acceptor->HandleNewConnection(&connection);
+  });
   return server;
 }
 
@@ -106,51 +131,80 @@ absl::Status CheckLoopback(absl::string_view listen) {
 }
 
 struct GrpcServer::State {
-  State(DeviceRequests& requests, const GrpcServerOptions& options)
-      : queue(options.worker_threads, options.max_pending),
-        calls(std::make_shared<LiveCalls>()),
-        service(MakeFederationService(requests, queue)) {
-    if (options.membership == nullptr) return;
-    identity = MakeIdentityService(*options.membership, queue);
-    enrollment = MakeEnrollmentService(*options.membership, queue, options.manifest_key,
-                                       [this] { return port; });
+  State(DeviceRequests& device_requests, const GrpcServerOptions& chosen)
+      : requests(device_requests),
+        options(chosen),
+        queue(options.worker_threads, options.max_pending),
+        calls(std::make_shared<LiveCalls>()) {}
+
+  absl::Status Start() {
+    if (options.membership == nullptr) return StartInsecure();
+    ASSIGN_OR_RETURN(gate, OpenGate(options.listen, "listen", true));
+    // A call costs a stranger nothing there, so it pays for nothing.
+    ASSIGN_OR_RETURN(enroll_gate, OpenGate(options.enroll_listen, "enroll_listen", false));
+    if (gate != nullptr) port = gate->port();
+    if (enroll_gate != nullptr) enroll_port = enroll_gate->port();
     options.membership->AddRevocationListener(
-        [calls = std::weak_ptr<LiveCalls>(calls)](absl::string_view node) {
-          if (const std::shared_ptr<LiveCalls> live = calls.lock()) live->End(node);
+        [calls = std::weak_ptr<LiveCalls>(calls)](absl::string_view subject) {
+          if (const std::shared_ptr<LiveCalls> live = calls.lock()) live->End(subject);
         });
+    RETURN_IF_ERROR(StartFleet());
+    return enroll_gate == nullptr ? absl::OkStatus() : StartEnrollment();
   }
 
-  absl::Status StartFleet(const GrpcServerOptions& options) {
+  absl::Status StartInsecure() {
     grpc::ServerBuilder builder;
     SetLimits(kFleetLimits, builder);
+    service = MakeFederationService(requests, queue, nullptr);
     builder.RegisterService(service.get());
-    std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials();
-    if (options.membership != nullptr) {
-      builder.RegisterService(identity.get());
-      std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> factories;
-      factories.push_back(calls->MakeInterceptors());
-      builder.experimental().SetInterceptorCreators(std::move(factories));
-      credentials = MakeTlsCredentials(ListenerKind::kFleet, *options.membership);
+    if (!options.listen.empty()) {
+      builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
     }
-    ASSIGN_OR_RETURN(server, Listen(builder, options.listen, credentials, "listen", &port));
+    server = builder.BuildAndStart();
+    if (server == nullptr || (!options.listen.empty() && port == 0)) {
+      return CannotListen("listen", options.listen);
+    }
     server->GetHealthCheckService()->SetServingStatus(kServiceName, true);
     return absl::OkStatus();
   }
 
-  absl::Status StartEnrollment(const GrpcServerOptions& options) {
-    if (options.membership == nullptr || options.enroll_listen.empty()) return absl::OkStatus();
+  absl::Status StartFleet() {
     grpc::ServerBuilder builder;
-    SetLimits(kEnrollmentLimits, builder);
-    builder.RegisterService(enrollment.get());
-    ASSIGN_OR_RETURN(enroll_server,
-                     Listen(builder, options.enroll_listen,
-                            MakeTlsCredentials(ListenerKind::kEnrollment, *options.membership),
-                            "enroll_listen", &enroll_port));
+    SetLimits(kFleetLimits, builder);
+    service = MakeFederationService(requests, queue, gate.get());
+    identity = MakeIdentityService(*options.membership, queue, gate.get());
+    builder.RegisterService(service.get());
+    builder.RegisterService(identity.get());
+    std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> factories;
+    factories.push_back(calls->MakeInterceptors());
+    builder.experimental().SetInterceptorCreators(std::move(factories));
+    server = StartBehind(gate.get(), builder,
+                         MakeTlsCredentials(ListenerKind::kFleet, *options.membership));
+    if (server == nullptr) return absl::InternalError("listen: gRPC does not start");
+    server->GetHealthCheckService()->SetServingStatus(kServiceName, true);
     return absl::OkStatus();
   }
 
-  WorkQueue queue;  // outlives the servers: calls that end need it, and `calls`
+  absl::Status StartEnrollment() {
+    grpc::ServerBuilder builder;
+    SetLimits(kEnrollmentLimits, builder);
+    enrollment = MakeEnrollmentService(
+        *options.membership, queue, options.manifest_key, [this] { return port; },
+        enroll_gate.get());
+    builder.RegisterService(enrollment.get());
+    enroll_server = StartBehind(enroll_gate.get(), builder,
+                                MakeTlsCredentials(ListenerKind::kEnrollment, *options.membership));
+    if (enroll_server == nullptr) {
+      return absl::InternalError("enroll_listen: gRPC does not start");
+    }
+    return absl::OkStatus();
+  }
+
+  DeviceRequests& requests;
+  const GrpcServerOptions options;
+  WorkQueue queue;  // outlives the servers, as what follows: calls that end need it
   const std::shared_ptr<LiveCalls> calls;
+  std::unique_ptr<ConnectionGate> gate, enroll_gate;
   std::unique_ptr<grpc::Service> service, identity, enrollment;
   std::unique_ptr<grpc::Server> server, enroll_server;
   int port = 0;
@@ -174,11 +228,9 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(DeviceRequests& re
   }
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  auto state = std::make_unique<State>(requests, options);
-  RETURN_IF_ERROR(state->StartFleet(options));
   // From here on the destructor ends what runs, in order.
-  std::unique_ptr<GrpcServer> server(new GrpcServer(std::move(state)));
-  RETURN_IF_ERROR(server->state_->StartEnrollment(options));
+  std::unique_ptr<GrpcServer> server(new GrpcServer(std::make_unique<State>(requests, options)));
+  RETURN_IF_ERROR(server->state_->Start());
   return server;
 }
 
@@ -196,6 +248,10 @@ void GrpcServer::Shutdown(absl::Duration grace) {
   std::call_once(state_->shut_down, [&] {
     const auto deadline = std::chrono::system_clock::now() +
                           std::chrono::milliseconds(absl::ToInt64Milliseconds(grace));
+    for (const auto& gate : {state_->gate.get(), state_->enroll_gate.get()}) {
+      if (gate != nullptr) gate->Stop();
+    }
+    if (state_->server == nullptr) return;  // it did not start
     state_->server->GetHealthCheckService()->Shutdown();
     if (state_->enroll_server != nullptr) state_->enroll_server->Shutdown(deadline);
     state_->server->Shutdown(deadline);

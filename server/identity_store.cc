@@ -10,7 +10,7 @@ namespace fedge {
 namespace {
 
 constexpr int64_t kApplicationId = 0x46454449;  // "FEDI"
-constexpr int64_t kSchemaVersion = 1;
+constexpr int64_t kSchemaVersion = 2;
 
 constexpr absl::string_view kTables = R"sql(
 CREATE TABLE tokens(
@@ -27,6 +27,15 @@ CREATE TABLE members(
 CREATE TABLE revoked(
   node_id TEXT PRIMARY KEY, reason TEXT NOT NULL, when_us INTEGER NOT NULL
 ) WITHOUT ROWID;
+)sql";
+
+// Since version 2.
+constexpr absl::string_view kOperatorTables = R"sql(
+CREATE TABLE operators(
+  serial TEXT PRIMARY KEY, name TEXT NOT NULL, may_write INTEGER NOT NULL, made_us INTEGER NOT NULL,
+  expires_us INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE revoked_operators(name TEXT PRIMARY KEY, when_us INTEGER NOT NULL) WITHOUT ROWID;
 )sql";
 
 constexpr absl::string_view kSelectTokens =
@@ -55,19 +64,21 @@ absl::StatusOr<std::unique_ptr<IdentityStore>> IdentityStore::Open(absl::string_
   ASSIGN_OR_RETURN(const int64_t tables, db->QueryInt("SELECT count(*) FROM sqlite_schema"));
   std::unique_ptr<IdentityStore> store(new IdentityStore(std::move(db)));
   absl::MutexLock lock(&store->mutex_);
-  if (application == 0 && schema == 0 && tables == 0) {
-    RETURN_IF_ERROR(store->CreateTables());
-  } else if (application != kApplicationId || schema != kSchemaVersion) {
+  const bool is_new = application == 0 && schema == 0 && tables == 0;
+  const bool is_known = application == kApplicationId && schema >= 1 && schema <= kSchemaVersion;
+  if (!is_new && !is_known) {
     return absl::FailedPreconditionError(absl::StrCat(
         path, ": is not a database of identities, or one of a newer fedge-server (schema version ",
         schema, ", this one knows ", kSchemaVersion, ")"));
   }
+  if (schema != kSchemaVersion) RETURN_IF_ERROR(store->Migrate(schema));
   return store;
 }
 
-absl::Status IdentityStore::CreateTables() {
+absl::Status IdentityStore::Migrate(int64_t schema) {
   ASSIGN_OR_RETURN(SqliteTransaction transaction, SqliteTransaction::Begin(*db_));
-  RETURN_IF_ERROR(db_->Execute(kTables));
+  if (schema < 1) RETURN_IF_ERROR(db_->Execute(kTables));
+  if (schema < 2) RETURN_IF_ERROR(db_->Execute(kOperatorTables));
   RETURN_IF_ERROR(db_->Execute(absl::StrCat("PRAGMA application_id=", kApplicationId)));
   RETURN_IF_ERROR(db_->Execute(absl::StrCat("PRAGMA user_version=", kSchemaVersion)));
   return transaction.Commit();
@@ -200,15 +211,62 @@ absl::Status IdentityStore::RevokeNode(absl::string_view node, absl::string_view
   return Commit(transaction);
 }
 
-absl::StatusOr<std::set<std::string, std::less<>>> IdentityStore::RevokedNodes() {
+absl::StatusOr<NameSet> IdentityStore::ReadNames(absl::string_view query) {
   absl::MutexLock lock(&mutex_);
-  ASSIGN_OR_RETURN(SqliteStatement list, db_->Prepare("SELECT node_id FROM revoked"));
-  std::set<std::string, std::less<>> nodes;
+  ASSIGN_OR_RETURN(SqliteStatement list, db_->Prepare(query));
+  NameSet names;
   for (;;) {
     ASSIGN_OR_RETURN(const bool found, list.Step());
-    if (!found) return nodes;
-    nodes.insert(list.Bytes(0));
+    if (!found) return names;
+    names.insert(list.Bytes(0));
   }
+}
+
+absl::StatusOr<NameSet> IdentityStore::RevokedNodes() {
+  return ReadNames("SELECT node_id FROM revoked");
+}
+
+absl::Status IdentityStore::AddOperator(const OperatorRecord& certified) {
+  absl::MutexLock lock(&mutex_);
+  ASSIGN_OR_RETURN(SqliteTransaction transaction, SqliteTransaction::Begin(*db_));
+  ASSIGN_OR_RETURN(SqliteStatement insert,
+                   db_->Prepare("INSERT INTO operators(serial, name, may_write, made_us, "
+                                "expires_us) VALUES(?,?,?,?,?)"));
+  insert.Bind(certified.serial).Bind(certified.name).Bind(int64_t{certified.may_write});
+  insert.Bind(absl::ToUnixMicros(certified.made)).Bind(absl::ToUnixMicros(certified.expires));
+  RETURN_IF_ERROR(insert.Run());
+  return Commit(transaction);
+}
+
+absl::StatusOr<std::vector<OperatorRecord>> IdentityStore::ListOperators() {
+  absl::MutexLock lock(&mutex_);
+  ASSIGN_OR_RETURN(SqliteStatement list,
+                   db_->Prepare("SELECT serial, name, may_write, made_us, expires_us "
+                                "FROM operators ORDER BY made_us, serial"));
+  std::vector<OperatorRecord> operators;
+  for (;;) {
+    ASSIGN_OR_RETURN(const bool found, list.Step());
+    if (!found) return operators;
+    operators.push_back({.serial = list.Bytes(0),
+                         .name = list.Bytes(1),
+                         .may_write = list.Int(2) != 0,
+                         .made = absl::FromUnixMicros(list.Int(3)),
+                         .expires = absl::FromUnixMicros(list.Int(4))});
+  }
+}
+
+absl::Status IdentityStore::RevokeOperator(absl::string_view name, absl::Time when) {
+  absl::MutexLock lock(&mutex_);
+  ASSIGN_OR_RETURN(SqliteTransaction transaction, SqliteTransaction::Begin(*db_));
+  ASSIGN_OR_RETURN(SqliteStatement insert,
+                   db_->Prepare("INSERT INTO revoked_operators(name, when_us) VALUES(?,?) "
+                                "ON CONFLICT DO NOTHING"));
+  RETURN_IF_ERROR(insert.Bind(name).Bind(absl::ToUnixMicros(when)).Run());
+  return Commit(transaction);
+}
+
+absl::StatusOr<NameSet> IdentityStore::RevokedOperators() {
+  return ReadNames("SELECT name FROM revoked_operators");
 }
 
 }  // namespace fedge

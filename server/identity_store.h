@@ -1,6 +1,6 @@
 // What a server must not forget about its nodes' identities: join tokens (as hashes), who has
-// joined with which key, who was revoked. A database of its own, identity.db: it belongs to the
-// federation, not to a run.
+// joined with which key, which operators were certified, who was revoked. A database of its own,
+// identity.db: it belongs to the federation, not to a run.
 #ifndef FEDGE_SERVER_IDENTITY_STORE_H_
 #define FEDGE_SERVER_IDENTITY_STORE_H_
 
@@ -37,6 +37,15 @@ struct MemberRecord {
   absl::Time expires = {};  // of its newest certificate
 };
 
+struct OperatorRecord {
+  std::string serial;  // of the certificate
+  std::string name;
+  bool may_write = false;
+  absl::Time made, expires;
+};
+
+using NameSet = std::set<std::string, std::less<>>;
+
 // Thread-safe. What returned OK is durable; all may be repeated. Codes of SqliteDb.
 class IdentityStore {
  public:
@@ -57,11 +66,19 @@ class IdentityStore {
   absl::Status Renew(const MemberRecord& member);
   // Also of a node that never joined: the name is then not to be had.
   absl::Status RevokeNode(absl::string_view node, absl::string_view reason, absl::Time when);
-  absl::StatusOr<std::set<std::string, std::less<>>> RevokedNodes();
+  absl::StatusOr<NameSet> RevokedNodes();
+
+  absl::Status AddOperator(const OperatorRecord& certified);
+  absl::StatusOr<std::vector<OperatorRecord>> ListOperators();  // oldest first
+  // Also of one that was certified before this was written down.
+  absl::Status RevokeOperator(absl::string_view name, absl::Time when);
+  absl::StatusOr<NameSet> RevokedOperators();
 
  private:
   explicit IdentityStore(std::unique_ptr<SqliteDb> db) : db_(std::move(db)) {}
-  absl::Status CreateTables() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Brings the tables from `schema` (0: none) to the newest version.
+  absl::Status Migrate(int64_t schema) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<NameSet> ReadNames(absl::string_view query);
   absl::Status WriteMember(const MemberRecord& member) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status Commit(SqliteTransaction& transaction) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 

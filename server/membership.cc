@@ -31,6 +31,11 @@ std::string Rough(absl::Duration duration) {
 
 }  // namespace
 
+std::string RevocationSubject(const PeerIdentity& peer) {
+  const bool is_node = peer.kind == PeerKind::kNode;
+  return absl::StrCat(is_node ? "node/" : "operator/", peer.name);
+}
+
 Membership::Membership(MembershipOptions options)
     : options_(std::move(options)), attempts_(kAttempts) {}
 
@@ -50,8 +55,11 @@ absl::StatusOr<std::unique_ptr<Membership>> Membership::Open(MembershipOptions o
                                                .env = chosen.env,
                                                .clock = chosen.clock}));
   {
+    ASSIGN_OR_RETURN(const NameSet nodes, membership->store_->RevokedNodes());
+    ASSIGN_OR_RETURN(const NameSet operators, membership->store_->RevokedOperators());
     absl::MutexLock lock(&membership->mutex_);
-    ASSIGN_OR_RETURN(membership->revoked_, membership->store_->RevokedNodes());
+    for (const std::string& name : nodes) membership->revoked_.insert("node/" + name);
+    for (const std::string& name : operators) membership->revoked_.insert("operator/" + name);
   }
   membership->maintainer_ = std::thread([raw = membership.get()] { raw->MaintainLoop(); });
   return membership;
@@ -248,22 +256,53 @@ absl::StatusOr<Certificate> Membership::CertifyOperator(absl::string_view name, 
                                                    ", allowed are up to ",
                                                    Rough(kMaxOperatorLifetime)));
   }
+  RETURN_IF_ERROR(CheckPeerName(name));
+  if (IsRevokedOperator(name)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("operator '", name, "' was revoked; choose another name"));
+  }
   ASSIGN_OR_RETURN(const PublicKey key, ParseCertificateRequest(request));
-  return authority_->Issue(key, may_write ? PeerKind::kAdminWrite : PeerKind::kAdminRead, name,
-                           lifetime);
+  const PeerKind kind = may_write ? PeerKind::kAdminWrite : PeerKind::kAdminRead;
+  ASSIGN_OR_RETURN(const Certificate certificate, authority_->Issue(key, kind, name, lifetime));
+  RETURN_IF_ERROR(store_->AddOperator({.serial = certificate.Serial(),
+                                       .name = std::string(name),
+                                       .may_write = may_write,
+                                       .made = options_.clock->Now(),
+                                       .expires = certificate.not_after()}));
+  return certificate;
+}
+
+absl::StatusOr<std::vector<OperatorRecord>> Membership::ListOperators() {
+  ASSIGN_OR_RETURN(std::vector<OperatorRecord> operators, store_->ListOperators());
+  const absl::Time now = options_.clock->Now();
+  operators.erase(std::remove_if(operators.begin(), operators.end(),
+                                 [&](const OperatorRecord& one) { return one.expires <= now; }),
+                  operators.end());
+  return operators;
 }
 
 absl::Status Membership::RevokeNode(absl::string_view node, absl::string_view reason) {
   RETURN_IF_ERROR(CheckPeerName(node));
   RETURN_IF_ERROR(store_->RevokeNode(node, reason, options_.clock->Now()));
+  Tell(absl::StrCat("node/", node));
+  return absl::OkStatus();
+}
+
+absl::Status Membership::RevokeOperator(absl::string_view name) {
+  RETURN_IF_ERROR(CheckPeerName(name));
+  RETURN_IF_ERROR(store_->RevokeOperator(name, options_.clock->Now()));
+  Tell(absl::StrCat("operator/", name));
+  return absl::OkStatus();
+}
+
+void Membership::Tell(const std::string& subject) {
   std::vector<std::function<void(absl::string_view)>> listeners;
   {
     absl::MutexLock lock(&mutex_);
-    revoked_.insert(std::string(node));
+    revoked_.insert(subject);
     listeners = listeners_;
   }
-  for (const auto& listener : listeners) listener(node);
-  return absl::OkStatus();
+  for (const auto& listener : listeners) listener(subject);
 }
 
 void Membership::AddRevocationListener(std::function<void(absl::string_view)> listener) {
@@ -273,7 +312,12 @@ void Membership::AddRevocationListener(std::function<void(absl::string_view)> li
 
 bool Membership::IsRevoked(absl::string_view node) {
   absl::MutexLock lock(&mutex_);
-  return revoked_.find(node) != revoked_.end();
+  return revoked_.count(absl::StrCat("node/", node)) > 0;
+}
+
+bool Membership::IsRevokedOperator(absl::string_view name) {
+  absl::MutexLock lock(&mutex_);
+  return revoked_.count(absl::StrCat("operator/", name)) > 0;
 }
 
 absl::Status Membership::CheckPeer(const Certificate& certificate) {
@@ -291,6 +335,10 @@ absl::Status Membership::CheckPeer(const Certificate& certificate) {
   if (peer.kind == PeerKind::kNode && IsRevoked(peer.name)) {
     return absl::UnauthenticatedError(
         absl::StrCat("node '", peer.name, "' was revoked by an operator"));
+  }
+  if (peer.kind != PeerKind::kNode && IsRevokedOperator(peer.name)) {
+    return absl::UnauthenticatedError(
+        absl::StrCat("operator '", peer.name, "' was revoked; another one can certify a new name"));
   }
   return absl::OkStatus();
 }

@@ -38,6 +38,9 @@ struct TokenRequest {
   std::string address;  // "host:port" of the enrolment listener; empty: set_address's
 };
 
+// Whom a revocation is about: "node/pi-17"; "operator/alice", whatever she may.
+std::string RevocationSubject(const PeerIdentity& peer);
+
 // Thread-safe. Methods block on the disk for milliseconds, but for CheckPeer.
 class Membership {
  public:
@@ -64,19 +67,23 @@ class Membership {
   // For a node whose certificate was checked.
   absl::StatusOr<v1::NodeCertificate> Renew(absl::string_view node,
                                             const v1::RenewRequest& request);
-  // A certificate with which an operator comes over TCP.
+  // A certificate with which an operator comes over TCP. FailedPrecondition: the name was revoked.
   absl::StatusOr<Certificate> CertifyOperator(absl::string_view name, bool may_write,
                                               absl::string_view request, absl::Duration lifetime);
 
+  absl::StatusOr<std::vector<OperatorRecord>> ListOperators();  // not over yet, oldest first
+
   // Durable; then all listeners were told. Fine when it was revoked before.
   absl::Status RevokeNode(absl::string_view node, absl::string_view reason);
-  // Called with each node that is revoked from now on.
-  void AddRevocationListener(std::function<void(absl::string_view node)> listener);
+  absl::Status RevokeOperator(absl::string_view name);  // all certificates of this name
+  // Called with each RevocationSubject from now on.
+  void AddRevocationListener(std::function<void(absl::string_view subject)> listener);
 
   // Whether a peer with a certificate that TLS accepted is welcome: one of this federation, in
   // time, not revoked. Unauthenticated says why not. Does not block.
   absl::Status CheckPeer(const Certificate& certificate);
   bool IsRevoked(absl::string_view node);
+  bool IsRevokedOperator(absl::string_view name);
 
   CertificateAuthority& authority() { return *authority_; }
 
@@ -86,6 +93,7 @@ class Membership {
   absl::StatusOr<v1::NodeCertificate> Certify(absl::string_view node, const PublicKey& key,
                                               MemberRecord* member);
 
+  void Tell(const std::string& subject);
   void MaintainLoop();
 
   const MembershipOptions options_;
@@ -94,7 +102,7 @@ class Membership {
   absl::Mutex enroll_mutex_;  // one enrolment at a time: a token's uses are counted, then taken
   absl::Mutex mutex_;
   NodeQuota attempts_ ABSL_GUARDED_BY(mutex_);
-  std::set<std::string, std::less<>> revoked_ ABSL_GUARDED_BY(mutex_);
+  NameSet revoked_ ABSL_GUARDED_BY(mutex_);  // RevocationSubject
   std::vector<std::function<void(absl::string_view)>> listeners_ ABSL_GUARDED_BY(mutex_);
   std::string address_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;

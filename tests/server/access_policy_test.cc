@@ -26,6 +26,7 @@
 #include "fedge/v1/identity.pb.h"
 #include "server/grpc_security.h"
 #include "server/membership.h"
+#include "server/peer_address.h"
 #include "tests/server/temporary_dir.h"
 
 namespace fedge {

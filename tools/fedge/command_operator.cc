@@ -10,7 +10,9 @@
 #include "tools/fedge/admin_output.h"
 #include "tools/fedge/commands.h"
 #include "tools/fedge/grpc_admin_link.h"
+#include "tools/fedge/proto_json.h"
 #include "tools/fedge/server_option.h"
+#include "tools/fedge/table.h"
 
 namespace fedge {
 namespace {
@@ -54,6 +56,37 @@ absl::Status CertifyOperator(const OperatorOptions& options, CommandContext& con
   return absl::OkStatus();
 }
 
+absl::Status RevokeOperator(const OperatorOptions& options, CommandContext& context) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<AdminLink> link, AdminLink::Connect(options.server));
+  v1::OperatorRevokeRequest request;
+  request.set_name(options.name);
+  ASSIGN_OR_RETURN(const v1::OperatorRevokeResponse done, link->OperatorRevoke(request));
+  if (options.format == OutputFormat::kJson) {
+    context.PrintJson(ProtoJson(done));
+    return absl::OkStatus();
+  }
+  context.out() << "operator '" << options.name
+                << "' is let in no more over the network; certify the person under another name "
+                   "if that is wanted\n";
+  return absl::OkStatus();
+}
+
+absl::Status ListOperators(const OperatorOptions& options, CommandContext& context) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<AdminLink> link, AdminLink::Connect(options.server));
+  ASSIGN_OR_RETURN(const v1::OperatorListResponse operators, link->OperatorList({}));
+  if (options.format == OutputFormat::kJson) {
+    context.PrintJson(ProtoJson(operators));
+    return absl::OkStatus();
+  }
+  Table table({"operator", "may", "certified", "expires", "state"});
+  for (const v1::OperatorInfo& one : operators.operators()) {
+    table.Add({one.name(), one.may_write() ? "look and change" : "look", TimeText(one.made_us()),
+               TimeText(one.expires_us()), one.revoked() ? "revoked" : "valid"});
+  }
+  table.Print(context.out());
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 void RegisterOperator(CLI::App& app, CommandContext& context) {
@@ -74,6 +107,25 @@ void RegisterOperator(CLI::App& app, CommandContext& context) {
       "Example:\n  fedge operator certify alice --out alice.pem\n  fedge run list --server "
       "server.example:9483 --identity alice.pem");
   context.AddCommand(certify, [options, &context] { return CertifyOperator(*options, context); });
+
+  auto revoke_options = std::make_shared<OperatorOptions>();
+  CLI::App* const revoke = operators->add_subcommand(
+      "revoke", "Let an operator in no more over the network; open calls are cut off");
+  revoke->add_option("name", revoke_options->name, "Who it is")->required()->type_name("NAME");
+  AddServerOption(revoke, revoke_options->server);
+  AddFormatOption(revoke, revoke_options->format);
+  revoke->footer("Example:\n  fedge operator revoke alice");
+  context.AddCommand(
+      revoke, [revoke_options, &context] { return RevokeOperator(*revoke_options, context); });
+
+  auto list_options = std::make_shared<OperatorOptions>();
+  CLI::App* const list =
+      operators->add_subcommand("list", "Whose certificates are not over yet, and what they may");
+  AddServerOption(list, list_options->server);
+  AddFormatOption(list, list_options->format);
+  list->footer("Example:\n  fedge operator list");
+  context.AddCommand(list,
+                     [list_options, &context] { return ListOperators(*list_options, context); });
 }
 
 }  // namespace fedge

@@ -175,6 +175,8 @@ FEDGE_ADMIN_CALL(TokenList, TokenListRequest, TokenListResponse)
 FEDGE_ADMIN_CALL(TokenRevoke, TokenRevokeRequest, TokenRevokeResponse)
 FEDGE_ADMIN_CALL(AuthorityRotate, AuthorityRotateRequest, AuthorityRotateResponse)
 FEDGE_ADMIN_CALL(OperatorCertify, OperatorCertifyRequest, OperatorCertifyResponse)
+FEDGE_ADMIN_CALL(OperatorRevoke, OperatorRevokeRequest, OperatorRevokeResponse)
+FEDGE_ADMIN_CALL(OperatorList, OperatorListRequest, OperatorListResponse)
 #undef FEDGE_ADMIN_CALL
 
 absl::Status AdminLink::ModelFetch(const v1::ModelRef& request,

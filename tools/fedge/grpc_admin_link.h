@@ -46,6 +46,9 @@ class AdminLink {
       const v1::AuthorityRotateRequest& request);
   absl::StatusOr<v1::OperatorCertifyResponse> OperatorCertify(
       const v1::OperatorCertifyRequest& request);
+  absl::StatusOr<v1::OperatorRevokeResponse> OperatorRevoke(
+      const v1::OperatorRevokeRequest& request);
+  absl::StatusOr<v1::OperatorListResponse> OperatorList(const v1::OperatorListRequest& request);
 
   // Streams: until `take` returns false, `interrupted` (may be empty) true, or the server ends it.
   // OK in all three cases.

@@ -1,13 +1,15 @@
 // Joining, taking part, renewing and being thrown out, over TLS on 127.0.0.1.
 #include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
-#include <thread>
+#include <chrono>
+#include <vector>
 
-#include "absl/synchronization/notification.h"
 #include "client/grpc_identity.h"
 #include "client/server_key.h"
 #include "common/base/failpoint.h"
+#include "fedge/v1/federation.grpc.pb.h"
 #include "tests/integration/identity/identity_rig.h"
 
 namespace fedge {
@@ -168,27 +170,34 @@ TEST(IdentityTest, RevocationEndsOpenCallsAtOnceAndLasts) {
   const ServerLink good = rig.Link("good");
   const ServerLink bad = rig.Link("bad");
   ASSERT_TRUE(rig.CheckIn(good, "good").ok());
-  rig.federation.CheckInAll(4);
   ASSERT_TRUE(rig.CheckIn(bad, "bad").ok());
-  // A download that stands still in the middle.
-  const v1::ContentRef content = rig.federation.CheckIn("node-00").assignment().adapter().values();
-  v1::DownloadRequest request;
-  request.set_node_id("bad");
-  request.set_sha256(content.sha256());
-  absl::Notification under_way, revoked;
-  absl::Status ended;
-  std::thread stream([&] {
-    v1::UploadId id = rig.federation.IdOf("bad", 1, std::string(1000, 'x'));
-    ended = bad.link->Download(request, [&](const v1::Chunk&) {
-      if (!under_way.HasBeenNotified()) under_way.Notify();
-      revoked.WaitForNotification();
-      return absl::OkStatus();
-    });
-  });
-  under_way.WaitForNotification();
+  rig.federation.CheckInAll(3);
+  ASSERT_TRUE(Get(rig.CheckIn(bad, "bad")).has_assignment());
+  // An upload that stands still in the middle, of which the server has the first half.
+  const std::string update =
+      testing::MakeUpdate(rig.federation.plan, {.round = 1, .base_version = 0, .seed = 1});
+  std::vector<v1::UploadRequest> messages =
+      rig.federation.MessagesOf("bad", 1, update, update.size() / 2 + 1);
+  const auto stub = v1::FederationService::NewStub(
+      grpc::CreateChannel(absl::StrCat("127.0.0.1:", rig.server->port()),
+                          MakeNodeCredentials(rig.Identity("bad"), nullptr)));
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::minutes(1));
+  v1::UploadReceipt receipt;
+  const auto upload = stub->Upload(&context, &receipt);
+  ASSERT_TRUE(upload->Write(messages[0]));
+  v1::QueryUploadRequest query;
+  *query.mutable_id() = messages[0].id();
+  for (;;) {
+    const absl::StatusOr<v1::QueryUploadResponse> response = bad.link->QueryUpload(query);
+    ASSERT_TRUE(response.ok()) << response.status();
+    if (response->committed_bytes() > 0) break;
+  }
   ASSERT_TRUE(rig.membership->RevokeNode("bad", "stolen").ok());
-  revoked.Notify();
-  stream.join();
+  // The server ends it, before the deadline and without another byte from here.
+  const grpc::Status ended = upload->Finish();
+  EXPECT_EQ(ended.error_code(), grpc::StatusCode::UNAUTHENTICATED) << ended.error_message();
+  EXPECT_EQ(ended.error_message(), "revoked by an operator");
   const absl::Status status = rig.CheckIn(bad, "bad").status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnauthenticated) << status;
   EXPECT_THAT(Text(status), HasSubstr("node 'bad' was revoked"));

@@ -20,11 +20,16 @@ namespace fedge::testing {
 
 class RawPeer {
  public:
-  explicit RawPeer(int port) : fd_(socket(AF_INET, SOCK_STREAM, 0)) {
+  // `source`: the address it comes from, one of 127.0.0.0/8.
+  explicit RawPeer(int port, const char* source = "127.0.0.1")
+      : fd_(socket(AF_INET, SOCK_STREAM, 0)) {
     sockaddr_in address = {};
     address.sin_family = AF_INET;
+    inet_pton(AF_INET, source, &address.sin_addr);
+    connected_ = bind(fd_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
     address.sin_port = htons(static_cast<uint16_t>(port));
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if (!connected_) return;
     connected_ = connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
     started_ = Clock::Real()->Monotonic();
   }

@@ -1,7 +1,11 @@
 // Operators' commands against a real server, through its socket.
 #include <sys/stat.h>
 
+#include <thread>
+
+#include "absl/synchronization/notification.h"
 #include "tests/tools/fedge/admin_fixture.h"
+#include "tools/fedge/grpc_admin_link.h"
 
 namespace fedge {
 namespace {
@@ -123,6 +127,52 @@ TEST_F(AdminCommandsTest, OperatorsWithCertificatesComeOverTheNetwork) {
                                 absl::StrCat("127.0.0.1:", (*other)->admin_tcp_port())});
   EXPECT_NE(foreign.code, 0);
   EXPECT_TRUE(foreign.IsOneErrorLine()) << foreign.err;
+}
+
+TEST_F(AdminCommandsTest, AnOperatorIsRevokedWithOpenCalls) {
+  config_.set_admin_tcp_listen("127.0.0.1:0");
+  config_.set_insecure(false);
+  Start();
+  const std::string alice = absl::StrCat(dir_, "/alice.pem"), bob = absl::StrCat(dir_, "/bob.pem");
+  ASSERT_EQ(Admin({"operator", "certify", "alice", "--out", alice}).code, 0);
+  ASSERT_EQ(Admin({"operator", "certify", "bob", "--read-only", "--out", bob}).code, 0);
+  const std::string address = absl::StrCat("127.0.0.1:", server_->admin_tcp_port());
+  auto watching = AdminLink::Connect({.address = address, .identity = alice});
+  ASSERT_TRUE(watching.ok()) << watching.status();
+  absl::Notification seen;
+  absl::Status ended;
+  std::thread watch([&] {
+    v1::RunRef run;
+    run.set_run_id("default");
+    ended = (*watching)->RunWatch(run,
+                                  [&](const v1::RunInfo&) {
+                                    if (!seen.HasBeenNotified()) seen.Notify();
+                                    return true;
+                                  },
+                                  {});
+  });
+  seen.WaitForNotification();
+  const FedgeRun revoked = Admin({"operator", "revoke", "alice"});
+  watch.join();  // ended by the server: nothing is told to a run that stands still
+  EXPECT_EQ(revoked.code, 0) << revoked.err;
+  EXPECT_EQ(ended.code(), absl::StatusCode::kUnauthenticated) << ended;
+  const auto as = [&](const std::string& identity) {
+    return Run({"run", "list", "--server", address, "--identity", identity});
+  };
+  EXPECT_NE(as(alice).code, 0);
+  EXPECT_TRUE(as(alice).IsOneErrorLine()) << as(alice).err;
+  EXPECT_EQ(as(bob).code, 0) << as(bob).err;
+  const FedgeRun again = Admin({"operator", "certify", "alice", "--out", alice + "2"});
+  EXPECT_EQ(again.code, 4);
+  EXPECT_THAT(again.err, HasSubstr("operator 'alice' was revoked; choose another name"));
+  const nlohmann::json listed = Json({"operator", "list"});
+  ASSERT_EQ(listed["operators"].size(), 2u);
+  EXPECT_EQ(listed["operators"][0]["name"], "alice");
+  EXPECT_EQ(listed["operators"][0]["revoked"], true);
+  EXPECT_EQ(listed["operators"][1]["revoked"], false);
+  EXPECT_THAT(Admin({"operator", "list"}).out, HasSubstr("look and change"));
+  Start();  // and it lasts
+  EXPECT_EQ(Json({"operator", "list"})["operators"][0]["revoked"], true);
 }
 
 TEST_F(AdminCommandsTest, ClonesWithChanges) {
