@@ -14,6 +14,7 @@
 #include "common/base/address.h"
 #include "common/base/digest.h"
 #include "common/base/failpoint.h"
+#include "common/base/protocol_version.h"
 #include "common/base/status.h"
 #include "fedge/v1/federation.grpc.pb.h"
 
@@ -31,8 +32,10 @@ class GrpcLink : public FederationLink {
 
   absl::StatusOr<v1::CheckInResponse> CheckIn(const v1::CheckInRequest& request) override {
     Call call(this, options_.call_deadline);
+    call.context.AddMetadata(kProtocolHeader, absl::StrCat(kProtocolVersion));
     v1::CheckInResponse response;
     RETURN_IF_ERROR(ToStatus(call.stub->CheckIn(&call.context, request, &response), "check-in"));
+    RETURN_IF_ERROR(CheckServersVersion(call.context));
     return response;
   }
 
@@ -132,6 +135,16 @@ class GrpcLink : public FederationLink {
   void Disconnect() {
     absl::MutexLock lock(&mutex_);
     stub_ = nullptr;
+  }
+
+  absl::Status CheckServersVersion(const grpc::ClientContext& context) const {
+    const auto& headers = context.GetServerInitialMetadata();
+    const auto said = headers.find(kProtocolHeader);
+    if (said == headers.end()) return absl::OkStatus();
+    return Annotate(
+        CheckProtocolVersion(absl::string_view(said->second.data(), said->second.size()),
+                             "upgrade the server, which comes before its devices"),
+        absl::StrCat("check-in: the server at ", address_, " speaks"));
   }
 
   absl::Status ToStatus(const grpc::Status& status, absl::string_view call) {

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/clock.h"
 #include "common/base/digest.h"
+#include "common/base/protocol_version.h"
 #include "common/base/status.h"
 #include "fedge/v1/federation.grpc.pb.h"
 #include "server/connection_gate.h"
@@ -38,6 +39,14 @@ absl::Status CheckSpeaker(const std::optional<std::string>& certified, absl::str
   if (!certified || *certified == node_id) return absl::OkStatus();
   return absl::PermissionDeniedError(absl::StrCat(
       "node_id: is not '", *certified, "', the node that the connection's certificate names"));
+}
+
+absl::Status CheckDevicesVersion(const grpc::CallbackServerContext& context) {
+  const auto said = context.client_metadata().find(kProtocolHeader);
+  if (said == context.client_metadata().end()) return absl::OkStatus();
+  return Annotate(CheckProtocolVersion(absl::string_view(said->second.data(), said->second.size()),
+                                       "upgrade fedge-client on this device"),
+                  "the device speaks");
 }
 
 // Streams content that is in memory, or a mapped base model: a write copies one chunk, so it needs
@@ -155,6 +164,13 @@ class FederationService final : public v1::FederationService::CallbackService {
   grpc::ServerUnaryReactor* CheckIn(grpc::CallbackServerContext* context,
                                     const v1::CheckInRequest* request,
                                     v1::CheckInResponse* response) override {
+    context->AddInitialMetadata(kProtocolHeader, absl::StrCat(kProtocolVersion));
+    const absl::Status version = CheckDevicesVersion(*context);
+    if (!version.ok()) {
+      grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+      reactor->Finish(ToGrpc(version));
+      return reactor;
+    }
     return Run(context, request->node_id(), [this, request, response]() -> absl::Status {
       RETURN_IF_ERROR(Assign(requests_.CheckIn(*request), response));
       response->set_server_time_ms(absl::ToUnixMillis(Clock::Real()->Now()));

@@ -9,6 +9,7 @@
 
 #include "client/transfer.h"
 #include "common/base/digest.h"
+#include "common/base/protocol_version.h"
 #include "common/base/rng.h"
 #include "fedge/v1/federation.grpc.pb.h"
 #include "tests/client/fake_server.h"
@@ -28,9 +29,14 @@ class FakeService : public v1::FederationService::Service {
  public:
   explicit FakeService(testing::FakeServer* server) : server_(server) {}
 
-  grpc::Status CheckIn(grpc::ServerContext*, const v1::CheckInRequest* request,
+  grpc::Status CheckIn(grpc::ServerContext* context, const v1::CheckInRequest* request,
                        v1::CheckInResponse* response) override {
     std::unique_lock<std::mutex> lock(mutex);
+    if (!protocol.empty()) context->AddInitialMetadata(kProtocolHeader, protocol);
+    const auto said = context->client_metadata().find(kProtocolHeader);
+    device_protocol = said == context->client_metadata().end()
+                          ? ""
+                          : std::string(said->second.data(), said->second.size());
     released.wait(lock, [this] { return !hanging; });
     const auto answer = server_->CheckIn(*request);
     if (answer.ok()) *response = *answer;
@@ -82,6 +88,8 @@ class FakeService : public v1::FederationService::Service {
   std::mutex mutex;
   std::condition_variable released;
   bool hanging = false;
+  std::string protocol;         // what it says it speaks; empty: nothing
+  std::string device_protocol;  // what the last device said
 
  private:
   testing::FakeServer* const server_;
@@ -123,6 +131,22 @@ TEST_F(GrpcLinkTest, CarriesCheckInsAndReports) {
   report.set_error("no data");
   EXPECT_TRUE(Link()->Report(report).ok());
   EXPECT_EQ(server_.reports[0].error(), "no data");
+}
+
+TEST_F(GrpcLinkTest, TellsItsProtocolVersionAndTakesPartOnlyInOneItSpeaks) {
+  server_.answer.mutable_retry()->set_reason("later");
+  EXPECT_TRUE(Link()->CheckIn({}).ok());  // a server from before there were versions
+  EXPECT_EQ(service_.device_protocol, absl::StrCat(kProtocolVersion));
+  service_.protocol = absl::StrCat(kProtocolVersion + 1);  // which knows this one
+  EXPECT_TRUE(Link()->CheckIn({}).ok());
+  service_.protocol = "0";
+  const absl::Status old = Link()->CheckIn({}).status();
+  EXPECT_EQ(old.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(old.message()),
+              HasSubstr("the server at test:1 speaks: protocol version 0, and here versions 1 to 1 "
+                        "are spoken; upgrade the server"));
+  service_.protocol = "x";
+  EXPECT_EQ(Link()->CheckIn({}).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
 TEST_F(GrpcLinkTest, KeepsTheServersCodeAndWords) {

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "absl/synchronization/notification.h"
+#include "common/base/protocol_version.h"
 #include "fedge/v1/federation.grpc.pb.h"
 #include "server/grpc_server.h"
 #include "tests/server/federation_test_rig.h"
@@ -109,6 +110,28 @@ void PlayRun(FederationRig& rig, const std::vector<std::shared_ptr<grpc::Channel
     });
   }
   for (std::thread& thread : threads) thread.join();
+}
+
+TEST(FederationServiceTest, RefusesADeviceOfAProtocolItDoesNotSpeak) {
+  FederationRig rig;
+  const auto server = GrpcServer::Start(*rig.core, {.listen = ""}).value();
+  const auto stub = v1::FederationService::NewStub(server->InProcessChannel());
+  const auto check_in = [&](const std::string& version) {
+    grpc::ClientContext context;
+    if (!version.empty()) context.AddMetadata(kProtocolHeader, version);
+    v1::CheckInResponse response;
+    const grpc::Status status = stub->CheckIn(&context, rig.CheckInRequest("n"), &response);
+    const auto said = context.GetServerInitialMetadata().find(kProtocolHeader);
+    EXPECT_NE(said, context.GetServerInitialMetadata().end());
+    return status;
+  };
+  EXPECT_TRUE(check_in("").ok());  // of before there were versions
+  EXPECT_TRUE(check_in(absl::StrCat(kProtocolVersion)).ok());
+  EXPECT_TRUE(check_in(absl::StrCat(kProtocolVersion + 1)).ok());  // it decides for itself
+  const grpc::Status old = check_in("0");
+  EXPECT_EQ(old.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(old.error_message(), HasSubstr("upgrade fedge-client on this device"));
+  EXPECT_EQ(check_in("one").error_code(), grpc::StatusCode::INVALID_ARGUMENT);
 }
 
 TEST(FederationServiceTest, FinishesARunOverAnyTransportWithTheSameBytes) {
