@@ -279,21 +279,25 @@ UpdateVerdict Coordinator::SubmitUpdate(absl::string_view node_id, uint64_t roun
 
 UpdateVerdict Coordinator::Judge(absl::string_view node_id, uint64_t round, ReceivedUpdate update,
                                  uint64_t* weight) {
-  Cohort& cohort = *FindCohort(round);
-  Participation& task = *cohort.Find(node_id);
-  task.digest = update.digest;
+  const Digest digest = update.digest;
   absl::Status status = update.admitted.status();
   if (status.ok()) {
+    if (updates_ == nullptr) updates_ = std::make_unique<RoundUpdates>(plan_, state_);
     const absl::StatusOr<uint64_t> added = updates_->Add(node_id, std::move(update));
     status = added.status();
     if (added.ok() && weight != nullptr) *weight = *added;
   }
-  task.reason = std::string(status.message());
   quarantine_.Note(node_id, round_, status.ok());
   if (!IsOpen(round)) ++(status.ok() ? folded_ : late_);
-  cohort.Settle(task, status.ok() ? NodeState::kAccepted : NodeState::kRejected);
+  Cohort* const cohort = FindCohort(round);
+  // A resumed one may be of a round that is remembered no more.
+  if (Participation* const task = cohort == nullptr ? nullptr : cohort->Find(node_id)) {
+    task->digest = digest;
+    task->reason = std::string(status.message());
+    cohort->Settle(*task, status.ok() ? NodeState::kAccepted : NodeState::kRejected);
+  }
   LeaveTask(node_id, round);
-  return {status.ok() ? Verdict::kAccepted : Verdict::kRejected, task.reason};
+  return {status.ok() ? Verdict::kAccepted : Verdict::kRejected, std::string(status.message())};
 }
 
 void Coordinator::ReportFailure(absl::string_view node_id, uint64_t round,

@@ -3,7 +3,8 @@
 // the fault tests.
 //
 //   run:   WAITING -> COLLECTING -> PUBLISHING -> COLLECTING ... -> FINISHED
-//             ^___________| abandoned: too few updates; the next attempt has the next number
+//             ^___________| abandoned: too few updates; they count in the next attempt, which has
+//                           the next number
 //   node in a round: server/cohort.h
 //
 // Synchronous: the cohort of a round is a seeded sample of the nodes known when it starts, sorted
@@ -25,7 +26,6 @@
 #include <set>
 #include <string>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -36,6 +36,7 @@
 #include "common/base/digest.h"
 #include "server/aggregation.h"
 #include "server/cohort.h"
+#include "server/coordinator_actions.h"
 #include "server/early_stopping.h"
 #include "server/node_id.h"
 #include "server/node_speeds.h"
@@ -48,78 +49,8 @@ namespace fedge {
 
 inline constexpr size_t kMaxKnownNodes = 1'000'000;
 
-// What a check-in is answered with.
-struct TaskAssignment {
-  uint64_t round = 0;
-  uint64_t adapter_version = 0;
-  absl::Duration deadline;  // from now
-  uint64_t seed = 0;
-  bool is_new = false;  // the node had not been told of it before
-};
 // Check-ins come within one to two paces: on average two thirds of this.
 inline constexpr double kMostCheckInsPerSecond = 200;
-
-struct RetryLater {
-  absl::Duration min_delay;
-  absl::Duration max_delay;
-  std::string reason;
-};
-struct RunEnded {
-  uint64_t final_version = 0;
-};
-using CheckInDecision = std::variant<TaskAssignment, RetryLater, RunEnded>;
-
-// kLater: none yet, as there is no open round to count it in; send it again.
-enum class Verdict { kAccepted, kRejected, kLate, kLater };
-absl::string_view VerdictName(Verdict verdict);
-
-struct UpdateVerdict {
-  Verdict verdict = Verdict::kRejected;
-  std::string reason;
-};
-
-// Things the owner must do after an event, in order.
-struct RoundStarted {  // record it before an assignment of this round goes out
-  uint64_t round = 0;
-  uint64_t base_version = 0;
-  std::vector<std::string> cohort;  // sorted
-};
-struct NodeAssigned {  // joined an open round: record it before its assignment goes out
-  uint64_t round = 0;
-  std::string node_id;
-};
-struct UpdateJudged {  // record it before the receipt goes out; once a node and round
-  uint64_t round = 0;
-  uint64_t counted = 0;  // the open round that an accepted one counts in: `round`, or a later one
-  std::string node_id;
-  Digest digest;
-  uint64_t weight = 0;      // of an accepted update
-  uint64_t wire_bytes = 0;  // 0 for a late one: its bytes are not looked at
-  UpdateVerdict verdict = {};
-  bool quarantined = false;  // it keeps the node out of the next rounds
-};
-struct TaskFailed {  // the node said so
-  uint64_t round = 0;
-  std::string node_id;
-  std::string error;
-};
-struct VersionPublished {  // a candidate: store it and ConfirmPublished, or RejectCandidate
-  ModelState state;
-  uint64_t round = 0;
-  RoundCounts counts;
-  std::vector<Contribution> contributions;  // sorted by node, then round
-  double aggregation_error = 0;             // NextVersion's
-};
-struct RoundAbandoned {
-  uint64_t round = 0;
-  RoundCounts counts;
-  std::string reason;
-};
-struct RunCompleted {
-  uint64_t final_version = 0;
-};
-using CoordinatorAction = std::variant<RoundStarted, NodeAssigned, UpdateJudged, TaskFailed,
-                                       VersionPublished, RoundAbandoned, RunCompleted>;
 
 // Not thread-safe: the owner serializes events. Times are Clock::Monotonic values handed in.
 class Coordinator {
@@ -145,7 +76,8 @@ class Coordinator {
   // ResumeFailure for each node that had settled and for each update of an earlier round that
   // counts in this one, in any order, then FinishResume.
   void ResumeRound(const std::vector<std::string>& cohort, absl::Duration now);
-  // What SubmitUpdate made of the update then, without the action.
+  // What SubmitUpdate made of the update then, without the action. Without a ResumeRound: an update
+  // of an abandoned round that counts in the next one.
   UpdateVerdict ResumeUpdate(absl::string_view node_id, uint64_t round, ReceivedUpdate update);
   void ResumeFailure(absl::string_view node_id, absl::string_view error);
   // `closed`: the round was closed before, nobody is waited for.
@@ -168,6 +100,8 @@ class Coordinator {
                                             const Digest& digest);
   // What a round trains, or trained; nothing for a round that is not open or no longer remembered.
   std::optional<uint64_t> BaseVersion(uint64_t round) const;
+  // How many closed rounds are remembered.
+  size_t remembered_rounds() const;
   // Whether the node has a task of that round, and its update may still count.
   bool HasOpenTask(absl::string_view node_id, uint64_t round) const;
   // A whole update arrived; `update.admitted` is what AdmitUpdate made of it. One node's bad update
@@ -213,7 +147,7 @@ class Coordinator {
   bool finished() const { return phase_ == Phase::kFinished; }
   bool paused() const { return paused_; }
   bool stopped() const { return stopped_; }  // by Stop; finished() follows
-  RoundCounts counts() const;                // of the open round; between rounds only `late`
+  RoundCounts counts() const;  // of the open round; between rounds only `folded` and `late`
   absl::Duration deadline() const { return deadline_; }  // of the open round
   size_t known_nodes() const { return nodes_.size(); }
   // Why the node is not drawn, if so.
@@ -263,7 +197,8 @@ class Coordinator {
   void MaybeCloseRound(bool deadline_passed, absl::Duration now);
   void EndRound();  // moves the cohort to past_
   void Publish();
-  void Abandon(std::string reason);
+  // `carry`: its updates count in the next round.
+  void Abandon(std::string reason, bool carry);
   void GoOn(absl::Duration now);  // after a candidate was settled
   bool FinishIfDone();
 
@@ -288,7 +223,7 @@ class Coordinator {
   int64_t goal_ = 0;       // accepted updates that close it
   int64_t vacancies_ = 0;  // members that were given up and not replaced
   absl::Duration opened_, deadline_;
-  std::unique_ptr<RoundUpdates> updates_;
+  std::unique_ptr<RoundUpdates> updates_;  // between rounds: what an abandoned one left, if any
   int64_t folded_ = 0;
   int64_t late_ = 0;  // since the last round ended
   // The newest few: their updates may still come, and lost receipts are repeated.

@@ -76,7 +76,7 @@ std::vector<std::string> Coordinator::DrawCohort() const {
 
 void Coordinator::OpenRound(const std::vector<std::string>& cohort, absl::Duration now) {
   cohort_ = Cohort(state_.version);
-  updates_ = std::make_unique<RoundUpdates>(plan_, state_);
+  if (updates_ == nullptr) updates_ = std::make_unique<RoundUpdates>(plan_, state_);
   first_round_started_ = true;
   vacancies_ = 0;
   goal_ = plan_.nodes_per_round;
@@ -166,7 +166,7 @@ void Coordinator::Stop() {
     for (auto& [node, task] : cohort_.members()) {
       if (task.state == NodeState::kAssigned) cohort_.Settle(task, NodeState::kGivenUp);
     }
-    Abandon("the run was stopped");
+    Abandon("the run was stopped", /*carry=*/false);
   }
   phase_ = Phase::kFinished;
 }
@@ -192,7 +192,8 @@ void Coordinator::MaybeCloseRound(bool deadline_passed, absl::Duration now) {
     });
     if (all_have && under_way_.empty() && !nodes_.empty()) {
       Abandon(absl::StrCat(counts.accepted + folded_, " updates accepted, ", wanted,
-                           " needed, and all nodes have taken part"));
+                           " needed, and all nodes have taken part"),
+              /*carry=*/true);
     }
     return;
   }
@@ -201,30 +202,41 @@ void Coordinator::MaybeCloseRound(bool deadline_passed, absl::Duration now) {
   for (auto& [node, task] : cohort_.members()) {
     if (task.state == NodeState::kAssigned) cohort_.Settle(task, NodeState::kGivenUp);
   }
-  if (counts.accepted >= Quorum()) return Publish();
-  Abandon(absl::StrCat(counts.accepted, " of ", counts.assigned, " updates accepted, ", Quorum(),
-                       " needed"));
+  const int64_t updates = counts.accepted + folded_;
+  if (updates >= Quorum()) return Publish();
+  Abandon(absl::StrCat(counts.accepted, " of ", counts.assigned, " updates accepted",
+                       folded_ > 0 ? absl::StrCat(", ", folded_, " of earlier rounds") : "", ", ",
+                       Quorum(), " needed"),
+          /*carry=*/true);
+}
+
+size_t Coordinator::remembered_rounds() const {
+  return kRememberedRounds + static_cast<size_t>(plan_.pace.max_staleness);
 }
 
 void Coordinator::EndRound() {
   past_[round_] = std::move(cohort_);
   cohort_ = Cohort();
   folded_ = late_ = 0;
-  const size_t remembered = kRememberedRounds + static_cast<size_t>(plan_.pace.max_staleness);
-  if (past_.size() > remembered) past_.erase(past_.begin());
+  if (past_.size() > remembered_rounds()) past_.erase(past_.begin());
   updates_.reset();
   ++round_;
 }
 
-void Coordinator::Abandon(std::string reason) {
-  actions_.push_back(RoundAbandoned{round_, counts(), std::move(reason)});
+void Coordinator::Abandon(std::string reason, bool carry) {
+  const RoundCounts ended = counts();
+  const int64_t updates = carry ? ended.accepted + ended.folded : 0;
+  actions_.push_back(RoundAbandoned{round_, ended, std::move(reason), updates > 0});
+  std::unique_ptr<RoundUpdates> carried = updates > 0 ? std::move(updates_) : nullptr;
   EndRound();
+  updates_ = std::move(carried);
+  folded_ = updates;
   phase_ = Phase::kWaiting;  // the next check-in starts another attempt
 }
 
 void Coordinator::Publish() {
   absl::StatusOr<ClosedRound> closed = updates_->Close();
-  if (!closed.ok()) return Abandon(std::string(closed.status().message()));
+  if (!closed.ok()) return Abandon(std::string(closed.status().message()), /*carry=*/false);
   VersionPublished published;
   published.contributions = std::move(closed->contributions);
   published.aggregation_error = closed->next.aggregation_error;
@@ -239,8 +251,11 @@ void Coordinator::Publish() {
 
 void Coordinator::Restore(ModelState state, absl::string_view reason) {
   FEDGE_CHECK(phase_ != Phase::kPublishing && state.version == state_.version + 1);
-  if (phase_ == Phase::kCollecting) Abandon(std::string(reason));
-  past_.clear();  // what was trained on top of the versions between means nothing now
+  if (phase_ == Phase::kCollecting) Abandon(std::string(reason), /*carry=*/false);
+  // What was trained on top of the versions between means nothing now.
+  past_.clear();
+  updates_.reset();
+  folded_ = 0;
   under_way_.clear();
   candidate_ = state;
   VersionPublished restored;

@@ -183,8 +183,7 @@ absl::Status FederationCore::Handle(CoordinatorAction& action) {
   } else if (auto* const published = std::get_if<VersionPublished>(&action)) {
     return HandlePublished(*published);
   } else if (const auto* const abandoned = std::get_if<RoundAbandoned>(&action)) {
-    RETURN_IF_ERROR(store_->AbandonRound(plan_.run_id, abandoned->round, abandoned->counts,
-                                         abandoned->reason, clock_.Now()));
+    RETURN_IF_ERROR(store_->AbandonRound(plan_.run_id, *abandoned, clock_.Now()));
     for (ServerEvents* const events : options_.events) events->OnAbandoned(*abandoned);
   } else if (const auto* const completed = std::get_if<RunCompleted>(&action)) {
     RETURN_IF_ERROR(store_->SetRunState(plan_.run_id, RunState::kFinished, clock_.Now()));

@@ -182,6 +182,10 @@ class FederationCore : public DeviceRequests {
   absl::Status ResumeQuarantine(uint64_t last_round);
   absl::Status ResumePastRounds(uint64_t before_round);
   absl::Status ContinueRound(const RoundRecord& round);
+  // Updates of earlier rounds that count in `round`, which is open or the next one.
+  absl::Status ResumeFolded(uint64_t round);
+  absl::Status ResumeVerdicts(absl::Span<const ParticipationRecord> records)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status ResumeVerdict(const ParticipationRecord& record)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status Withdraw(const ParticipationRecord& record, const absl::Status& damage);

@@ -194,8 +194,7 @@ absl::StatusOr<std::optional<RoundRecord>> FederationCore::OpenRoundToContinue(
     return open;
   }
   const RoundAbandoned abandoned{open->round, RoundCounts(), why};
-  RETURN_IF_ERROR(store_->AbandonRound(plan_.run_id, abandoned.round, abandoned.counts,
-                                       abandoned.reason, clock_.Now()));
+  RETURN_IF_ERROR(store_->AbandonRound(plan_.run_id, abandoned, clock_.Now()));
   for (ServerEvents* const events : options_.events) events->OnAbandoned(abandoned);
   return std::optional<RoundRecord>();
 }
@@ -215,7 +214,7 @@ absl::Status FederationCore::StartCoordinator(ModelState state) {
   }
   RETURN_IF_ERROR(ResumeQuarantine(last_round));
   RETURN_IF_ERROR(ResumePastRounds(open ? open->round : last_round + 1));
-  if (open) RETURN_IF_ERROR(ContinueRound(*open));
+  RETURN_IF_ERROR(open ? ContinueRound(*open) : ResumeFolded(last_round + 1));
   ASSIGN_OR_RETURN(const std::vector<VersionRecord> versions, store_->ListVersions(plan_.run_id));
   absl::MutexLock lock(&mutex_);
   for (const VersionRecord& version : versions) {
@@ -227,7 +226,6 @@ absl::Status FederationCore::StartCoordinator(ModelState state) {
 // Rounds whose updates may still come: of versions that are not too old, nor from before one that
 // was restored in the place of others.
 absl::Status FederationCore::ResumePastRounds(uint64_t before_round) {
-  if (plan_.pace.max_staleness == 0) return absl::OkStatus();
   ASSIGN_OR_RETURN(const std::vector<VersionRecord> versions, store_->ListVersions(plan_.run_id));
   const uint64_t newest = versions.back().version;
   uint64_t first = newest - std::min<uint64_t>(newest, plan_.pace.max_staleness);
@@ -237,6 +235,7 @@ absl::Status FederationCore::ResumePastRounds(uint64_t before_round) {
   ASSIGN_OR_RETURN(const std::vector<RoundRecord> rounds, store_->ListRounds(plan_.run_id, first));
   absl::MutexLock lock(&mutex_);
   for (const RoundRecord& round : rounds) {
+    if (round.round + coordinator_->remembered_rounds() < before_round) continue;
     if (round.round >= before_round) break;
     coordinator_->ResumePastRound(round.round, round.base_version, round.cohort, run_clock_.Now());
     ASSIGN_OR_RETURN(const std::vector<ParticipationRecord> records,
@@ -269,13 +268,30 @@ absl::Status FederationCore::ResumeQuarantine(uint64_t last_round) {
 
 // Requests come after the start: nobody else holds the lock.
 absl::Status FederationCore::ContinueRound(const RoundRecord& round) {
-  ASSIGN_OR_RETURN(std::vector<ParticipationRecord> records,
-                   store_->ListFolded(plan_.run_id, round.round));
+  {
+    absl::MutexLock lock(&mutex_);
+    coordinator_->ResumeRound(round.cohort, run_clock_.Now());
+  }
+  RETURN_IF_ERROR(ResumeFolded(round.round));
   ASSIGN_OR_RETURN(const std::vector<ParticipationRecord> own,
                    store_->ListParticipations(plan_.run_id, round.round));
-  records.insert(records.end(), own.begin(), own.end());
   absl::MutexLock lock(&mutex_);
-  coordinator_->ResumeRound(round.cohort, run_clock_.Now());
+  RETURN_IF_ERROR(ResumeVerdicts(own));
+  for (ServerEvents* const events : options_.events) {
+    events->OnRoundContinued(round, coordinator_->counts());
+  }
+  coordinator_->FinishResume(run_clock_.Now(), round.closed);
+  return FEDGE_FAILPOINT("core.resume.round");
+}
+
+absl::Status FederationCore::ResumeFolded(uint64_t round) {
+  ASSIGN_OR_RETURN(const std::vector<ParticipationRecord> records,
+                   store_->ListFolded(plan_.run_id, round));
+  absl::MutexLock lock(&mutex_);
+  return ResumeVerdicts(records);
+}
+
+absl::Status FederationCore::ResumeVerdicts(absl::Span<const ParticipationRecord> records) {
   for (const ParticipationRecord& record : records) {
     RETURN_IF_ERROR(FEDGE_FAILPOINT("core.resume.update"));
     v1::TaskMetrics metrics;
@@ -284,15 +300,12 @@ absl::Status FederationCore::ContinueRound(const RoundRecord& round) {
     }
     RETURN_IF_ERROR(ResumeVerdict(record));
   }
-  for (ServerEvents* const events : options_.events) {
-    events->OnRoundContinued(round, coordinator_->counts());
-  }
-  coordinator_->FinishResume(run_clock_.Now(), round.closed);
-  return FEDGE_FAILPOINT("core.resume.round");
+  return absl::OkStatus();
 }
 
 absl::Status FederationCore::ResumeVerdict(const ParticipationRecord& record) {
-  if (!coordinator_->HasOpenTask(record.node_id, record.round)) {
+  const bool is_folded = record.round < coordinator_->round();
+  if (!is_folded && !coordinator_->HasOpenTask(record.node_id, record.round)) {
     return Withdraw(record, absl::DataLossError("its node has no such task"));
   }
   if (record.outcome == Outcome::kLate) return absl::OkStatus();  // the round was closed then
@@ -306,7 +319,9 @@ absl::Status FederationCore::ResumeVerdict(const ParticipationRecord& record) {
   if (record.outcome == Outcome::kAccepted) {
     const absl::StatusOr<std::string> bytes = store_->ReadBlob(record.digest);
     if (!bytes.ok() && !IsDamage(bytes.status())) return bytes.status();
-    const uint64_t base_version = *coordinator_->BaseVersion(record.round);
+    // One of a round that is remembered no more was carried on from attempt to attempt.
+    const uint64_t base_version =
+        coordinator_->BaseVersion(record.round).value_or(coordinator_->version());
     update.admitted =
         bytes.ok() ? AdmitUpdate(plan_, record.round, base_version, *bytes) : bytes.status();
     if (!update.admitted.ok()) return Withdraw(record, update.admitted.status());

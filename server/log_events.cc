@@ -142,7 +142,8 @@ void LogEvents::OnPublished(const VersionRecord& version, const LoraAdapter&) {
 
 void LogEvents::OnAbandoned(const RoundAbandoned& round) {
   Add(RoundEvent("abandoned", v1::Event::WARNING, round.round,
-                 absl::StrCat("abandoned: ", round.reason, " (", CountsText(round.counts), ")")));
+                 absl::StrCat("abandoned: ", round.reason, " (", CountsText(round.counts), ")",
+                              round.carried ? "; they count in the next attempt" : "")));
 }
 
 void LogEvents::OnEvaluating(uint64_t round, uint64_t version,

@@ -40,7 +40,7 @@ absl::Status SqliteStore::RefuseRound(absl::string_view run, const RefusedRound&
     update.Bind(counts.late).Bind(round.reason).Bind(absl::ToUnixMicros(round.when));
     RETURN_IF_ERROR(update.Bind(run).Bind(round.round).Run());
     RETURN_IF_ERROR(InsertAudit(RefusalEntry(run, round)));
-    ASSIGN_OR_RETURN(const std::vector<Digest> gone, GiveUpUpdates(run, round.round + 1));
+    ASSIGN_OR_RETURN(const std::vector<Digest> gone, GiveUpUpdates(run, 0, round.round + 1));
     RETURN_IF_ERROR(FEDGE_FAILPOINT_RUN("store.refusal.commit", Commit(transaction)));
     return RemoveBlobs(gone);
   };

@@ -108,7 +108,13 @@ absl::Status SqliteStore::SetRunState(absl::string_view run, RunState state, abs
     if (!is_change) return absl::OkStatus();
     update.Reset();
     RETURN_IF_ERROR(InsertAudit(RunStateEntry(run, state, when)));
-    return FEDGE_FAILPOINT_RUN("store.state.commit", Commit(transaction));
+    std::vector<Digest> gone;
+    if (state == RunState::kStopped || state == RunState::kFinished) {
+      ASSIGN_OR_RETURN(const uint64_t last, LastRoundOf(run));
+      ASSIGN_OR_RETURN(gone, GiveUpUpdates(run, last + 1, kAllRounds));
+    }
+    RETURN_IF_ERROR(FEDGE_FAILPOINT_RUN("store.state.commit", Commit(transaction)));
+    return RemoveBlobs(gone);
   };
   return Guard(set());
 }

@@ -47,6 +47,10 @@ absl::Status SqliteStore::Commit(SqliteTransaction& transaction) {
 
 absl::StatusOr<uint64_t> SqliteStore::LastRound(absl::string_view run) {
   absl::MutexLock lock(&mutex_);
+  return LastRoundOf(run);
+}
+
+absl::StatusOr<uint64_t> SqliteStore::LastRoundOf(absl::string_view run) {
   ASSIGN_OR_RETURN(SqliteStatement query,
                    db_->Prepare("SELECT coalesce(max(round), 0) FROM rounds WHERE run_id=?"));
   ASSIGN_OR_RETURN(const bool row, query.Bind(run).Step());
@@ -165,8 +169,7 @@ absl::StatusOr<std::optional<RoundRecord>> SqliteStore::ContinueRound(absl::stri
   return round;
 }
 
-absl::Status SqliteStore::AbandonRound(absl::string_view run, uint64_t round,
-                                       const RoundCounts& counts, absl::string_view reason,
+absl::Status SqliteStore::AbandonRound(absl::string_view run, const RoundAbandoned& round,
                                        absl::Time when) {
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(CheckUsable());
@@ -176,10 +179,17 @@ absl::Status SqliteStore::AbandonRound(absl::string_view run, uint64_t round,
                      db_->Prepare("UPDATE rounds SET state=2, assigned=?, accepted=?, rejected=?, "
                                   "dropped=?, late=?, reason=?, ended_us=? "
                                   "WHERE run_id=? AND round=? AND state IN (0, 3)"));
+    const RoundCounts& counts = round.counts;
     update.Bind(counts.assigned).Bind(counts.accepted).Bind(counts.rejected).Bind(counts.dropped);
-    update.Bind(counts.late).Bind(reason).Bind(absl::ToUnixMicros(when)).Bind(run).Bind(round);
-    RETURN_IF_ERROR(update.Run());
-    ASSIGN_OR_RETURN(const std::vector<Digest> gone, GiveUpUpdates(run, round + 1));
+    update.Bind(counts.late).Bind(round.reason).Bind(absl::ToUnixMicros(when));
+    RETURN_IF_ERROR(update.Bind(run).Bind(round.round).Run());
+    if (round.carried) {
+      ASSIGN_OR_RETURN(SqliteStatement carry,
+                       db_->Prepare("UPDATE updates SET counted=?2+1 "
+                                    "WHERE run_id=?1 AND counted=?2 AND stored=1"));
+      RETURN_IF_ERROR(carry.Bind(run).Bind(round.round).Run());
+    }
+    ASSIGN_OR_RETURN(const std::vector<Digest> gone, GiveUpUpdates(run, 0, round.round + 1));
     RETURN_IF_ERROR(FEDGE_FAILPOINT_RUN("store.abandon.commit", Commit(transaction)));
     return RemoveBlobs(gone);
   };

@@ -2,6 +2,8 @@
 #ifndef FEDGE_SERVER_SQLITE_STORE_H_
 #define FEDGE_SERVER_SQLITE_STORE_H_
 
+#include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -45,8 +47,8 @@ class SqliteStore : public Store, public Directory {
   absl::StatusOr<std::vector<RoundRecord>> ListRounds(absl::string_view run,
                                                       uint64_t first_version) override;
   absl::StatusOr<std::optional<RoundRecord>> ContinueRound(absl::string_view run) override;
-  absl::Status AbandonRound(absl::string_view run, uint64_t round, const RoundCounts& counts,
-                            absl::string_view reason, absl::Time when) override;
+  absl::Status AbandonRound(absl::string_view run, const RoundAbandoned& round,
+                            absl::Time when) override;
   absl::Status StartEvaluation(absl::string_view run, uint64_t round) override;
   absl::Status RefuseRound(absl::string_view run, const RefusedRound& round) override;
   absl::StatusOr<VersionRecord> PublishVersion(
@@ -137,9 +139,14 @@ class SqliteStore : public Store, public Directory {
                                                                        absl::string_view condition)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
+  absl::StatusOr<uint64_t> LastRoundOf(absl::string_view run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
   // Blobs: first the rows give them up, in the transaction of what makes them useless; then the
   // files go, unless another row names the same bytes.
-  absl::StatusOr<std::vector<Digest>> GiveUpUpdates(absl::string_view run, uint64_t before_round)
+  static constexpr uint64_t kAllRounds = std::numeric_limits<int64_t>::max();
+  // Updates that count in rounds from `first` on, before `end`.
+  absl::StatusOr<std::vector<Digest>> GiveUpUpdates(absl::string_view run, uint64_t first,
+                                                    uint64_t end)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status GiveUpVersions(absl::string_view run, uint64_t newest, std::vector<Digest>& gone)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -129,7 +129,7 @@ absl::StatusOr<std::vector<ParticipationRecord>> SqliteStore::ListParticipations
 absl::StatusOr<std::vector<ParticipationRecord>> SqliteStore::ListFolded(absl::string_view run,
                                                                          uint64_t round) {
   absl::MutexLock lock(&mutex_);
-  return QueryParticipations(run, round, "counted=?2 AND counted<>round");
+  return QueryParticipations(run, round, "counted=?2 AND counted<>round AND stored=1");
 }
 
 absl::Status SqliteStore::WithdrawParticipation(absl::string_view run, uint64_t round,
@@ -147,23 +147,18 @@ absl::Status SqliteStore::WithdrawParticipation(absl::string_view run, uint64_t 
 }
 
 absl::StatusOr<std::vector<Digest>> SqliteStore::GiveUpUpdates(absl::string_view run,
-                                                               uint64_t before_round) {
+                                                               uint64_t first, uint64_t end) {
   std::vector<Digest> gone;
-  ASSIGN_OR_RETURN(
-      SqliteStatement query,
-      db_->Prepare("SELECT digest FROM updates WHERE run_id=? AND counted<? AND stored=1"));
-  query.Bind(run).Bind(before_round);
+  ASSIGN_OR_RETURN(SqliteStatement mark,
+                   db_->Prepare("UPDATE updates SET stored=0 WHERE run_id=? AND counted>=? AND "
+                                "counted<? AND stored=1 RETURNING digest"));
+  mark.Bind(run).Bind(first).Bind(end);
   for (;;) {
-    ASSIGN_OR_RETURN(const bool row, query.Step());
-    if (!row) break;
-    ASSIGN_OR_RETURN(const Digest digest, query.DigestAt(0));
+    ASSIGN_OR_RETURN(const bool row, mark.Step());
+    if (!row) return gone;
+    ASSIGN_OR_RETURN(const Digest digest, mark.DigestAt(0));
     gone.push_back(digest);
   }
-  ASSIGN_OR_RETURN(SqliteStatement mark,
-                   db_->Prepare("UPDATE updates SET stored=0 WHERE run_id=? AND counted<? AND "
-                                "stored=1"));
-  RETURN_IF_ERROR(mark.Bind(run).Bind(before_round).Run());
-  return gone;
 }
 
 absl::Status SqliteStore::RecordMetrics(absl::string_view run, uint64_t round,

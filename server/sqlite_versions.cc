@@ -178,7 +178,8 @@ absl::StatusOr<VersionRecord> SqliteStore::PublishVersion(
     RETURN_IF_ERROR(InsertContributions(run, record.version, contributions));
     RETURN_IF_ERROR(CloseRound(run, record));
     RETURN_IF_ERROR(InsertAudit(PublicationEntry(run, record)));
-    ASSIGN_OR_RETURN(std::vector<Digest> gone, GiveUpUpdates(run, record.round));
+    const uint64_t end = record.round > 0 ? record.round : kAllRounds;
+    ASSIGN_OR_RETURN(std::vector<Digest> gone, GiveUpUpdates(run, 0, end));
     RETURN_IF_ERROR(GiveUpVersions(run, record.version, gone));
     RETURN_IF_ERROR(FEDGE_FAILPOINT_RUN("store.publish.commit", Commit(transaction)));
     return RemoveBlobs(gone);

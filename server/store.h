@@ -136,7 +136,8 @@ class Store : public AuditLog {
   // it exists with another base model, layout or seed (names what differs).
   virtual absl::Status OpenRun(const RunRecord& run) = 0;
   virtual absl::StatusOr<RunState> GetRunState(absl::string_view run) = 0;
-  // A change is on record in the audit log, in the same transaction.
+  // A change is on record in the audit log, in the same transaction. The bytes of updates that an
+  // abandoned round left go with the end of the run.
   virtual absl::Status SetRunState(absl::string_view run, RunState state, absl::Time when) = 0;
   virtual absl::StatusOr<std::optional<VersionRecord>> LatestVersion(absl::string_view run) = 0;
   virtual absl::StatusOr<std::vector<VersionRecord>> ListVersions(absl::string_view run) = 0;
@@ -152,9 +153,9 @@ class Store : public AuditLog {
                                                               uint64_t first_version) = 0;
   // The round that was open when the last server stopped, now at its next attempt.
   virtual absl::StatusOr<std::optional<RoundRecord>> ContinueRound(absl::string_view run) = 0;
-  // The bytes of the updates that count in it go.
-  virtual absl::Status AbandonRound(absl::string_view run, uint64_t round,
-                                    const RoundCounts& counts, absl::string_view reason,
+  // The updates that count in it count in the round after it if they are carried; or else their
+  // bytes go.
+  virtual absl::Status AbandonRound(absl::string_view run, const RoundAbandoned& round,
                                     absl::Time when) = 0;
   // The round is closed and its candidate is being evaluated: what came in is what it is made of.
   virtual absl::Status StartEvaluation(absl::string_view run, uint64_t round) = 0;
@@ -162,7 +163,8 @@ class Store : public AuditLog {
   virtual absl::Status RefuseRound(absl::string_view run, const RefusedRound& round) = 0;
   // Blobs first, then one transaction for the version, its contributions (sorted by node and
   // round), its round and the audit log's record; then the blobs of versions that are no longer
-  // kept go, and those of updates that count in rounds before. Fills in the record's digests.
+  // kept go, and those of updates that count in rounds before (of all, if it is of round 0). Fills
+  // in the record's digests.
   // FailedPrecondition: a version of this number with other content exists, or there is a gap.
   virtual absl::StatusOr<VersionRecord> PublishVersion(
       absl::string_view run, VersionRecord record, const VersionBlobs& blobs,
@@ -195,7 +197,8 @@ class Store : public AuditLog {
   // Of a round, sorted by node.
   virtual absl::StatusOr<std::vector<ParticipationRecord>> ListParticipations(absl::string_view run,
                                                                               uint64_t round) = 0;
-  // Accepted updates of earlier rounds that count in `round`, sorted by round and node.
+  // Accepted updates of earlier rounds that count in `round`, which may not have started yet;
+  // sorted by round and node.
   virtual absl::StatusOr<std::vector<ParticipationRecord>> ListFolded(absl::string_view run,
                                                                       uint64_t round) = 0;
   // Forgets a verdict whose update's bytes are damaged, as if the update had never come.

@@ -66,9 +66,9 @@ std::string SimModel::CheckDecisions(const SimDisk& disk) const {
   for (const auto& [number, round] : disk.rounds) {
     if (round.state != SimDisk::RoundState::kRefused) continue;
     ++refused;
-    const bool by_operator = absl::StartsWith(round.refused, "rolled back to ") ||
-                             round.refused == "the run was stopped" ||
-                             absl::StrContains(round.refused, "nodes that were asked");
+    const bool by_operator = absl::StartsWith(round.reason, "rolled back to ") ||
+                             round.reason == "the run was stopped" ||
+                             absl::StrContains(round.reason, "nodes that were asked");
     if (!by_operator && Passes(candidates_.at(number))) {
       return absl::StrCat("round ", number, " was refused and had passed (I12)");
     }
@@ -188,6 +188,38 @@ std::string SimModel::CheckVersion(const SimDisk& disk, const VersionRecord& ver
   return CheckSum(disk, version);
 }
 
+// Nothing but a refusal of what it went into, a rollback or the end of the run makes an
+// acknowledged update void: a round that is abandoned for want of updates leaves its own to the
+// next.
+bool SimModel::IsVoid(const SimDisk& disk, const Key& key) {
+  const auto record = disk.updates.find(key);
+  if (record == disk.updates.end()) return false;
+  const uint64_t base = disk.rounds.at(key.first).record.base_version;
+  const auto round = disk.rounds.find(record->second.counted);
+  if (round == disk.rounds.end()) return disk.state != RunState::kRunning;  // it came to no round
+  const bool is_abandoned = round->second.state == SimDisk::RoundState::kAbandoned;
+  if (round->second.state == SimDisk::RoundState::kRefused ||
+      (is_abandoned && (absl::StartsWith(round->second.reason, "rolled back to ") ||
+                        round->second.reason == "the run was stopped"))) {
+    return true;
+  }
+  for (uint64_t next = base + 1; next <= round->second.record.base_version; ++next) {
+    if (disk.versions.at(next).origin) return true;
+  }
+  return false;
+}
+
+std::string SimModel::WhereItWas(const SimDisk& disk, const Key& key) {
+  const auto record = disk.updates.find(key);
+  if (record == disk.updates.end()) return ": it is not on disk";
+  const uint64_t counted = record->second.counted;
+  const auto round = disk.rounds.find(counted);
+  const bool is_known = round != disk.rounds.end();
+  return absl::StrCat(": it counts in round ", counted, " of ", disk.rounds.size(), ", state ",
+                      is_known ? static_cast<int>(round->second.state) : -1, " ",
+                      is_known ? round->second.reason : "");
+}
+
 std::string SimModel::CheckAcknowledged(const SimDisk& disk) const {
   std::map<Key, int> counted;
   for (const auto& [version, parts] : disk.contributions) {
@@ -200,15 +232,9 @@ std::string SimModel::CheckAcknowledged(const SimDisk& disk) const {
   }
   for (const auto& [key, digest] : accepted_) {
     if (counted.count(key) > 0 || damaged_.count(key) > 0) continue;
-    const auto record = disk.updates.find(key);
-    const auto round =
-        record == disk.updates.end() ? disk.rounds.end() : disk.rounds.find(record->second.counted);
-    if (round != disk.rounds.end() && (round->second.state == SimDisk::RoundState::kAbandoned ||
-                                       round->second.state == SimDisk::RoundState::kRefused)) {
-      continue;
-    }
+    if (IsVoid(disk, key)) continue;
     return absl::StrCat("the acknowledged update of ", key.second, " for round ", key.first,
-                        " is lost (I2)");
+                        " is lost (I2)", WhereItWas(disk, key));
   }
   return "";
 }

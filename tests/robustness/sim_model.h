@@ -48,8 +48,11 @@ class SimModel {
   std::string CheckVersion(const SimDisk& disk, const VersionRecord& version) const;
   std::string CheckPart(const SimDisk& disk, uint64_t base, const Contribution& part) const;
   std::string CheckSum(const SimDisk& disk, const VersionRecord& version) const;
-  // Each acknowledged update is in one version, or counts in a round that was abandoned.
+  // Each acknowledged update is in one version, unless it is void.
   std::string CheckAcknowledged(const SimDisk& disk) const;
+
+  static bool IsVoid(const SimDisk& disk, const Key& key);
+  static std::string WhereItWas(const SimDisk& disk, const Key& key);
 
   const RunPlan& plan_;
   std::map<Key, std::map<Digest, std::string>> made_;

@@ -59,9 +59,15 @@ absl::StatusOr<std::optional<RoundRecord>> SimStore::ContinueRound(absl::string_
   return std::optional<RoundRecord>(last.record);
 }
 
-absl::Status SimStore::AbandonRound(absl::string_view, uint64_t round, const RoundCounts&,
-                                    absl::string_view, absl::Time) {
-  return Write([&] { disk_.rounds.at(round).state = SimDisk::RoundState::kAbandoned; });
+absl::Status SimStore::AbandonRound(absl::string_view, const RoundAbandoned& round, absl::Time) {
+  return Write([&] {
+    SimDisk::Round& stored = disk_.rounds.at(round.round);
+    stored.state = SimDisk::RoundState::kAbandoned;
+    stored.reason = round.reason;
+    for (auto& [key, record] : disk_.updates) {
+      if (round.carried && record.counted == round.round) ++record.counted;
+    }
+  });
 }
 
 absl::Status SimStore::StartEvaluation(absl::string_view, uint64_t round) {
@@ -73,7 +79,7 @@ absl::Status SimStore::RefuseRound(absl::string_view run, const RefusedRound& ro
   if (stored.state == SimDisk::RoundState::kRefused) return absl::OkStatus();
   return Write([&] {
     stored.state = SimDisk::RoundState::kRefused;
-    stored.refused = round.reason;
+    stored.reason = round.reason;
     Append(RefusalEntry(run, round));
   });
 }
@@ -97,6 +103,11 @@ absl::StatusOr<VersionRecord> SimStore::PublishVersion(
     disk_.contributions[record.version] = {contributions.begin(), contributions.end()};
     const auto round = disk_.rounds.find(record.round);
     if (round != disk_.rounds.end()) round->second.state = SimDisk::RoundState::kPublished;
+    if (record.origin) {
+      for (const auto& [key, update] : disk_.updates) {
+        if (update.outcome == Outcome::kAccepted) disk_.given_up.insert(key);
+      }
+    }
     Append(PublicationEntry(run, record));
   }));
   return record;
@@ -149,7 +160,8 @@ absl::StatusOr<std::vector<ParticipationRecord>> SimStore::ListFolded(absl::stri
                                                                       uint64_t round) {
   std::vector<ParticipationRecord> records;
   for (const auto& [key, record] : disk_.updates) {
-    if (record.counted == round && record.round != round) records.push_back(record);
+    const bool is_kept = disk_.given_up.count(key) == 0;
+    if (is_kept && record.counted == round && record.round != round) records.push_back(record);
   }
   return records;
 }

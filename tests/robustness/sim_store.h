@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -21,7 +22,7 @@ struct SimDisk {
   struct Round {
     RoundRecord record;
     RoundState state = RoundState::kOpen;
-    std::string refused = {};  // why
+    std::string reason = {};  // of one that was abandoned or refused
   };
   bool has_run = false;
   RunState state = RunState::kRunning;
@@ -29,6 +30,7 @@ struct SimDisk {
   std::map<uint64_t, VersionRecord> versions;
   std::map<uint64_t, std::vector<Contribution>> contributions;  // by version
   std::map<std::pair<uint64_t, std::string>, ParticipationRecord> updates;
+  std::set<std::pair<uint64_t, std::string>> given_up;  // their bytes went with a rollback
   std::map<Digest, std::string> blobs;
   std::vector<AuditRecord> audit;
 };
@@ -62,8 +64,8 @@ class SimStore : public Store {
   absl::StatusOr<std::vector<RoundRecord>> ListRounds(absl::string_view run,
                                                       uint64_t first_version) override;
   absl::StatusOr<std::optional<RoundRecord>> ContinueRound(absl::string_view run) override;
-  absl::Status AbandonRound(absl::string_view run, uint64_t round, const RoundCounts& counts,
-                            absl::string_view reason, absl::Time when) override;
+  absl::Status AbandonRound(absl::string_view run, const RoundAbandoned& round,
+                            absl::Time when) override;
   absl::StatusOr<VersionRecord> PublishVersion(
       absl::string_view run, VersionRecord record, const VersionBlobs& blobs,
       absl::Span<const Contribution> contributions) override;

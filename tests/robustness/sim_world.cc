@@ -165,7 +165,9 @@ class World : private CandidateEvaluator {
   void DamageAnUpdate() {
     for (auto& [key, record] : disk_.updates) {
       if (record.outcome != Outcome::kAccepted) continue;
-      const bool open = disk_.rounds.at(record.counted).state == SimDisk::RoundState::kOpen;
+      const auto round = disk_.rounds.find(record.counted);  // none: it waits for the next one
+      const bool open =
+          round == disk_.rounds.end() || round->second.state == SimDisk::RoundState::kOpen;
       const auto blob = disk_.blobs.find(record.digest);
       if (!open || blob == disk_.blobs.end()) continue;
       std::string& bytes = blob->second;

@@ -103,16 +103,22 @@ class Storm {
         ASSERT_EQ(version->state.version, ++published_);
         ASSERT_EQ(version->round, last_round_);
         ASSERT_EQ(version->counts.pending, 0);
-        ASSERT_EQ(static_cast<int64_t>(version->contributions.size()), version->counts.accepted);
-        ASSERT_GE(2 * version->counts.accepted, version->counts.assigned);
+        const int64_t updates = version->counts.accepted + version->counts.folded;
+        ASSERT_EQ(static_cast<int64_t>(version->contributions.size()), updates);
+        ASSERT_GE(2 * updates, version->counts.assigned);
+        ASSERT_EQ(version->counts.folded, carried_);
+        carried_ = 0;
         for (const Contribution& part : version->contributions) {
-          ASSERT_EQ(accepted_.at({version->round, part.node_id}), part.digest);
+          ASSERT_EQ(accepted_.at({part.round, part.node_id}), part.digest);
+          ASSERT_TRUE(counted_.insert({part.round, part.node_id}).second);
         }
         accepted_in_published_ += version->counts.accepted;
         late_ += version->counts.late;
       } else if (const auto* const lost = std::get_if<RoundAbandoned>(&action)) {
         ASSERT_EQ(lost->round, last_round_);
-        ASSERT_LT(2 * lost->counts.accepted, lost->counts.assigned);
+        carried_ = lost->counts.accepted + lost->counts.folded;
+        ASSERT_EQ(lost->carried, carried_ > 0);
+        ASSERT_LT(2 * carried_, lost->counts.assigned);
         ++abandoned_;
       }
     }
@@ -126,6 +132,8 @@ class Storm {
   uint64_t last_round_ = 0;
   uint64_t published_ = 0;
   uint64_t abandoned_ = 0;
+  int64_t carried_ = 0;  // by the rounds abandoned since the last version
+  std::set<std::pair<uint64_t, std::string>> counted_;
   int64_t accepted_in_published_ = 0;
   int64_t late_ = 0;
 };

@@ -318,6 +318,59 @@ TEST(CoordinatorTest, AbandonsBelowQuorumAndTriesTheNextNumber) {
   EXPECT_EQ(task.adapter_version, 0u);
 }
 
+TEST(CoordinatorTest, UpdatesOfAnAbandonedRoundCountInTheNextAttempt) {
+  const auto fail_but = [](Rounds& rounds, uint64_t round, const std::string& node) {
+    for (uint64_t i = 0; i < 4; ++i) {
+      if (NodeName(i) != node) rounds.coordinator.ReportFailure(NodeName(i), round, "no battery");
+    }
+  };
+  Rounds rounds;
+  rounds.CheckInAll(4);
+  EXPECT_EQ(rounds.Submit("node-00", {.seed = 0}).verdict, Verdict::kAccepted);
+  fail_but(rounds, 1, "node-00");
+  EXPECT_TRUE(rounds.Take<RoundAbandoned>()->carried);
+  EXPECT_EQ(rounds.coordinator.counts().folded, 1);
+  rounds.CheckInAll(4);
+  ASSERT_EQ(rounds.coordinator.round(), 2u);
+  // With the update of before, one of four makes the quorum of two.
+  EXPECT_EQ(rounds.Submit("node-02", {.round = 2, .seed = 2}).verdict, Verdict::kAccepted);
+  fail_but(rounds, 2, "node-02");
+  const auto published = rounds.Take<VersionPublished>();
+  ASSERT_TRUE(published);
+  EXPECT_EQ(published->counts.accepted, 1);
+  EXPECT_EQ(published->counts.folded, 1);
+  ASSERT_EQ(published->contributions.size(), 2u);
+  EXPECT_EQ(published->contributions[0].node_id, "node-00");
+  EXPECT_EQ(published->contributions[0].round, 1u);
+  EXPECT_EQ(published->contributions[1].round, 2u);
+  // The bytes are those of a round that had both.
+  Rounds one;
+  one.CheckInAll(4);
+  one.Submit("node-00", {.seed = 0});
+  one.Submit("node-02", {.seed = 2});
+  one.coordinator.Tick(kStart + absl::Seconds(60));
+  EXPECT_TRUE(one.Take<VersionPublished>()->state.adapter.values() ==
+              published->state.adapter.values());
+}
+
+TEST(CoordinatorTest, ARollbackMakesWhatAnAbandonedRoundLeftVoid) {
+  Rounds rounds;
+  rounds.CheckInAll(4);
+  rounds.Submit("node-00", {.seed = 0});
+  for (uint64_t i = 1; i < 4; ++i) rounds.coordinator.ReportFailure(NodeName(i), 1, "no battery");
+  EXPECT_EQ(rounds.coordinator.counts().folded, 1);
+  LoraAdapter other = TinyAdapter();
+  other.values()[3] = 7;
+  rounds.coordinator.Restore(ModelState{other, {}, 1, {}}, "rolled back");
+  rounds.coordinator.ConfirmPublished(1, kStart);
+  rounds.CheckInAll(4);
+  ASSERT_EQ(rounds.coordinator.round(), 2u);
+  EXPECT_EQ(rounds.coordinator.counts().folded, 0);
+  rounds.Submit("node-02", {.round = 2, .base_version = 1, .seed = 2});
+  rounds.coordinator.Tick(kStart + absl::Seconds(60));
+  EXPECT_EQ(rounds.Take<RoundAbandoned>()->reason, "1 of 4 updates accepted, 2 needed");
+}
+
 TEST(CoordinatorTest, SurvivesManyAbandonedRounds) {
   Rounds rounds;
   for (int attempt = 1; attempt <= 50; ++attempt) {

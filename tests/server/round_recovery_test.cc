@@ -30,10 +30,10 @@ std::string BytesOf(const FederationRig& rig, uint64_t round, uint64_t node) {
   return MakeUpdate(rig.plan, SpecOf(round, node));
 }
 
-void Fail(FederationRig& rig, absl::string_view node) {
+void Fail(FederationRig& rig, absl::string_view node, uint64_t round = 1) {
   v1::ReportRequest report;
   report.set_run_id("default");
-  report.set_round(1);
+  report.set_round(round);
   report.set_node_id(std::string(node));
   report.set_error("no battery");
   EXPECT_TRUE(rig.core->Report(report).ok());
@@ -310,6 +310,33 @@ TEST(RoundRecoveryTest, AsksAgainForADamagedUpdate) {
     EXPECT_EQ(rig.core->version(), 1u);
     EXPECT_EQ(rig.events.versions[0].counts.accepted, 4);
   }
+}
+
+// Two of four are needed. Round 1 gets one update and ends, round 2 adds another.
+TEST(RoundRecoveryTest, UpdatesOfAnAbandonedRoundOutliveRestarts) {
+  std::map<bool, VersionRecord> published;
+  for (const bool restarted : {false, true}) {
+    SCOPED_TRACE(restarted);
+    FederationRig rig;
+    rig.CheckInAll(4);
+    EXPECT_EQ(rig.UploadUpdate(NodeName(0), SpecOf(1, 0)), v1::UploadReceipt::ACCEPTED);
+    for (uint64_t node : {1, 2, 3}) Fail(rig, NodeName(node));
+    EXPECT_THAT(rig.events.lines, Contains("abandon 1"));
+    if (restarted) rig.Start();  // before the next attempt has begun
+    rig.CheckInAll(4);
+    ASSERT_EQ(rig.core->round(), 2u);
+    UpdateSpec second = SpecOf(2, 2);
+    second.base_version = 0;
+    EXPECT_EQ(rig.UploadUpdate(NodeName(2), second), v1::UploadReceipt::ACCEPTED);
+    if (restarted) rig.Start();  // and while it is open
+    EXPECT_EQ(rig.core->progress().counts.folded, 1);
+    EXPECT_EQ(rig.UploadUpdate(NodeName(0), SpecOf(1, 0)), v1::UploadReceipt::ACCEPTED);  // again
+    for (uint64_t node : {0, 1, 3}) Fail(rig, NodeName(node), 2);
+    ASSERT_EQ(rig.events.versions.size(), 1u);
+    published[restarted] = rig.events.versions[0];
+    EXPECT_EQ(rig.core->ContributionsOf(1)->size(), 2u);
+  }
+  EXPECT_EQ(published[false].master, published[true].master);
 }
 
 TEST(RoundRecoveryTest, GoesBackFromADamagedVersion) {

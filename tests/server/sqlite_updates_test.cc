@@ -185,11 +185,39 @@ TEST(SqliteUpdatesTest, DropsUpdatesThatDoNotCount) {
   ASSERT_TRUE(store->WriteUpdate(digest, "update").ok());
   store->DropUpdate(digest);
   EXPECT_EQ(BlobsIn(dir).size(), 1u);
-  ASSERT_TRUE(store->AbandonRound(kRun, 1, RoundCounts(), "test", At(5)).ok());
+  ASSERT_TRUE(store->AbandonRound(kRun, {1, RoundCounts(), "test"}, At(5)).ok());
   EXPECT_EQ(BlobsIn(dir).size(), 0u);
   ASSERT_TRUE(store->WriteUpdate(digest, "update").ok());
   store->DropUpdate(digest);
   EXPECT_EQ(BlobsIn(dir).size(), 0u);
+}
+
+TEST(SqliteUpdatesTest, CarriesUpdatesOnFromAttemptToAttempt) {
+  const TemporaryDir dir;
+  auto store = OpenOrDie(dir);
+  const Digest digest = Sha256Of("update");
+  ASSERT_TRUE(store->StartRound(kRun, Round(1, 0)).ok());
+  ASSERT_TRUE(store->WriteUpdate(digest, "update").ok());
+  ASSERT_TRUE(store->RecordParticipations(kRun, {Accepted(1, "node-01", "update")}).ok());
+  for (int again = 0; again < 2; ++again) {
+    ASSERT_TRUE(store->AbandonRound(kRun, {1, RoundCounts(), "few", /*carried=*/true}, At(5)).ok());
+  }
+  ASSERT_EQ(store->ListFolded(kRun, 2)->size(), 1u);
+  ASSERT_TRUE(store->StartRound(kRun, Round(2, 0)).ok());
+  ASSERT_TRUE(store->AbandonRound(kRun, {2, RoundCounts(), "few", /*carried=*/true}, At(6)).ok());
+  store.reset();
+  store = OpenOrDie(dir);
+  EXPECT_EQ(*store->ReadBlob(digest), "update");
+  EXPECT_TRUE(store->ListFolded(kRun, 2)->empty());
+  const auto carried = *store->ListFolded(kRun, 3);
+  ASSERT_EQ(carried.size(), 1u);
+  EXPECT_EQ(carried[0].round, 1u);
+  EXPECT_EQ(carried[0].node_id, "node-01");
+  ASSERT_TRUE(store->SetRunState(kRun, RunState::kPaused, At(7)).ok());
+  EXPECT_EQ(BlobsIn(dir).size(), 1u);
+  ASSERT_TRUE(store->SetRunState(kRun, RunState::kStopped, At(7)).ok());
+  EXPECT_EQ(BlobsIn(dir).size(), 0u);
+  EXPECT_TRUE(store->ListFolded(kRun, 3)->empty());
 }
 
 TEST(SqliteUpdatesTest, ForgetsAWithdrawnVerdict) {
