@@ -9,6 +9,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "CLI/CLI.hpp"
@@ -18,6 +19,7 @@
 #include "common/base/failpoint.h"
 #include "common/base/status.h"
 #include "common/config/config_file.h"
+#include "tests/robustness/operated_runs.h"
 #include "tests/robustness/run_case.h"
 #include "tests/robustness/sim_world.h"
 #include "tests/robustness/toy_fleet.h"
@@ -29,6 +31,7 @@ namespace {
 
 struct Flags {
   std::string fleet_config, journal;
+  bool operated = false;
   int port = 0;
   std::string server = absl::StrCat(FEDGE_BINARY_DIR, "/bin/fedge-server");
   std::string one_case;
@@ -132,13 +135,24 @@ class Runner {
     }
   }
 
+  void CheckReference(const CaseResult& result) {
+    if (result.problem.empty()) return;
+    ++failures_;
+    std::cout << "FAILED a run without faults: " << result.problem << "\n" << std::flush;
+  }
+
   void SweepFailpoints() {
     const CaseResult recovery = RunCase(programs_, Case(), &reference_, Counting::kRecovery);
+    const CaseResult operated = RunCase(programs_, Case(), &reference_, Counting::kOperated);
+    CheckReference(recovery);
+    CheckReference(operated);
     for (const auto& [name, hits] : reference_.server_hits) {
       if (hits > 0) {
         SweepPlace("server", name, hits);
       } else if (recovery.server_hits.count(name) > 0 && recovery.server_hits.at(name) > 0) {
         SweepPlace("recovery", name, recovery.server_hits.at(name));
+      } else if (operated.server_hits.count(name) > 0 && operated.server_hits.at(name) > 0) {
+        SweepPlace("operated", name, operated.server_hits.at(name));
       } else {
         unreached_.push_back(absl::StrCat("server ", name));
       }
@@ -254,7 +268,14 @@ int Fleet(const Flags& flags) {
   absl::Status status = ArmFailpointsFromEnvironment();
   v1::ServerConfig config;
   if (status.ok()) status = LoadConfigFile(flags.fleet_config, *Env::Posix(), config);
+  absl::Status operated;
+  std::thread other;
+  if (status.ok() && flags.operated) {
+    other = std::thread([&] { operated = PlayOperatedRuns(config, flags.port, flags.journal); });
+  }
   if (status.ok()) status = RunToyFleet(config, flags.port, flags.journal);
+  if (other.joinable()) other.join();
+  if (status.ok()) status = operated;
   if (status.ok()) status = SaveFailpointHits();
   if (!status.ok()) std::cerr << "fleet: " << status.message() << "\n";
   return status.ok() ? 0 : 1;
@@ -274,6 +295,7 @@ int Main(int argc, char** argv) {
   app.add_flag("--verbose", flags.verbose, "A line for each run");
   app.add_option("--fleet", flags.fleet_config, "(itself) be the devices of this configuration");
   app.add_option("--port", flags.port, "(itself) of the server");
+  app.add_flag("--operated", flags.operated, "(itself) be an operator and other devices, too");
   app.add_option("--journal", flags.journal, "(itself) where the devices write");
   CLI11_PARSE(app, argc, argv);
   signal(SIGPIPE, SIG_IGN);

@@ -15,6 +15,7 @@
 #include "common/base/env.h"
 #include "common/base/status.h"
 #include "tests/robustness/child_process.h"
+#include "tests/robustness/operated_runs.h"
 #include "tests/robustness/run_checks.h"
 #include "tests/robustness/toy_fleet.h"
 #include "tests/server/temporary_dir.h"
@@ -63,6 +64,7 @@ class Run {
     config_.set_holdout(Path("holdout.txt"));
     config_.mutable_run()->mutable_gate()->set_max_regression(100);
     FEDGE_CHECK(Env::Posix()->WriteFileAtomic(config_.holdout(), "a few words to measure").ok());
+    if (is_operated()) AllowOperatedRuns(std::string(dir_.path()), config_);
     google::protobuf::util::JsonPrintOptions options;
     options.preserve_proto_field_names = true;
     std::string json;
@@ -122,6 +124,9 @@ class Run {
   }
 
   std::string Path(absl::string_view name) const { return dir_.File(name); }
+  bool is_operated() const {
+    return fault_.target == "operated" || counting_ == Counting::kOperated;
+  }
   std::string Tail() const {
     const std::string log = FileText(Path("server.log")) + FileText(Path("fleet.log"));
     return log.substr(log.size() - std::min<size_t>(log.size(), 3000));
@@ -140,12 +145,15 @@ class Run {
     const bool recovers = fault_.target == "recovery" || counting_ == Counting::kRecovery;
     if (starts_ == 1) {
       if (recovers) environment = {absl::StrCat("FEDGE_FAILPOINTS=", kStopInARound)};
-      if (fault_.target == "server") environment = {"FEDGE_FAILPOINTS=" + fault_.fault};
+      if (fault_.target == "server" || fault_.target == "operated") {
+        environment = {"FEDGE_FAILPOINTS=" + fault_.fault};
+      }
       if (fault_.target == "syscall" || counting_ == Counting::kSyscalls) Trace(command);
     } else if (starts_ == 2 && fault_.target == "recovery") {
       environment = {"FEDGE_FAILPOINTS=" + fault_.fault};
     }
-    if (counting_ == Counting::kFailpoints || (recovers && starts_ == 2 && fault_.target.empty())) {
+    if (counting_ == Counting::kFailpoints || counting_ == Counting::kOperated ||
+        (recovers && starts_ == 2 && fault_.target.empty())) {
       environment = {"FEDGE_FAILPOINTS=*=count", "FEDGE_FAILPOINT_HITS=" + Path("server.hits")};
     }
     server_.Start(command, environment, Path("server.log"));
@@ -173,9 +181,11 @@ class Run {
     if (counting_ == Counting::kFailpoints) {
       environment = {"FEDGE_FAILPOINTS=*=count", "FEDGE_FAILPOINT_HITS=" + Path("fleet.hits")};
     }
-    fleet_.Start({programs_.self, "--fleet", Path("config.json"), "--port", absl::StrCat(port_),
-                  "--journal", Path("journal")},
-                 environment, Path("fleet.log"));
+    std::vector<std::string> command = {programs_.self, "--fleet",           Path("config.json"),
+                                        "--port",       absl::StrCat(port_), "--journal",
+                                        Path("journal")};
+    if (is_operated()) command.push_back("--operated");
+    fleet_.Start(command, environment, Path("fleet.log"));
   }
 
   int PortInLog() const {
@@ -208,10 +218,11 @@ const std::vector<std::string>& TracedCalls() {
 absl::StatusOr<Case> ParseCase(absl::string_view text) {
   const std::pair<std::string, std::string> parts = absl::StrSplit(text, absl::MaxSplits(':', 1));
   const bool known = parts.first == "server" || parts.first == "recovery" ||
-                     parts.first == "fleet" || parts.first == "syscall";
+                     parts.first == "operated" || parts.first == "fleet" ||
+                     parts.first == "syscall";
   if (known && !parts.second.empty()) return Case{parts.first, parts.second};
-  return absl::InvalidArgumentError(
-      absl::StrCat("case '", text, "': is not server:, recovery:, fleet: or syscall: and a fault"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "case '", text, "': is not server:, recovery:, operated:, fleet: or syscall: and a fault"));
 }
 
 CaseResult RunCase(const Programs& programs, const Case& fault, const CaseResult* reference,
@@ -223,6 +234,7 @@ CaseResult RunCase(const Programs& programs, const Case& fault, const CaseResult
   run.Count(result);
   if (result.problem.empty()) {
     CheckRun(run.Path("state"), run.Path("journal"), reference, result);
+    if (run.is_operated()) CheckOperatedRuns(run.Path("state"), run.Path("journal"), result);
   }
   if (!result.problem.empty()) absl::StrAppend(&result.problem, "\n", run.Tail());
   if (!result.problem.empty() && programs.keep) {

@@ -1,9 +1,5 @@
 #include "tests/robustness/toy_fleet.h"
 
-#include <fcntl.h>
-#include <grpcpp/grpcpp.h>
-#include <unistd.h>
-
 #include <memory>
 #include <optional>
 #include <thread>
@@ -11,39 +7,18 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "client/grpc_link.h"
 #include "client/transfer.h"
 #include "common/base/clock.h"
 #include "common/base/failpoint.h"
 #include "common/base/status.h"
 #include "server/federation_server.h"
+#include "tests/robustness/toy_link.h"
 #include "tests/server/tiny_run.h"
 
 namespace fedge::robustness {
 namespace {
 
-// A server that was killed is back within milliseconds.
-constexpr RetryPolicy kImpatient = {.max_attempts = 8,
-                                    .first_pause = absl::Milliseconds(5),
-                                    .longest_pause = absl::Milliseconds(40)};
 constexpr absl::Duration kPause = absl::Milliseconds(5);
-constexpr uint64_t kChunkBytes = 512;  // several chunks an update
-
-// One write call a line: lines of threads, and of a process that is killed, stay whole.
-class Journal {
- public:
-  explicit Journal(const std::string& path)
-      : fd_(open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0644)) {
-    FEDGE_CHECK(fd_ >= 0, path);
-  }
-  ~Journal() { close(fd_); }
-  void Write(const std::string& line) {
-    FEDGE_CHECK(write(fd_, line.data(), line.size()) == static_cast<ssize_t>(line.size()));
-  }
-
- private:
-  const int fd_;
-};
 
 class ToyNode {
  public:
@@ -136,24 +111,6 @@ class ToyNode {
   std::optional<uint64_t> seen_version_;
 };
 
-std::unique_ptr<FederationLink> Connect(int port) {
-  // gRPC moves a connection on while calls wait for it, and otherwise every 5 s: calls that fail at
-  // once and are repeated would wait that long for a server that is back.
-  setenv("GRPC_CLIENT_CHANNEL_BACKUP_POLL_INTERVAL_MS", "20", 1);
-  grpc::ChannelArguments arguments;
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 10);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 200);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 20);
-  const std::string address = absl::StrCat("127.0.0.1:", port);
-  GrpcLinkOptions options;
-  options.call_deadline = absl::Seconds(2);
-  options.transfer_deadline = absl::Seconds(5);
-  options.chunk_bytes = kChunkBytes;
-  return MakeGrpcLink(
-      grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments), address,
-      options);
-}
-
 }  // namespace
 
 v1::ServerConfig ToyConfig(const std::string& model, const std::string& state_dir) {
@@ -178,7 +135,7 @@ absl::Status RunToyFleet(const v1::ServerConfig& config, int port, const std::st
   ASSIGN_OR_RETURN(const std::shared_ptr<const BaseModel> model,
                    BaseModel::Load(config.base_model(), *Env::Posix()));
   ASSIGN_OR_RETURN(const RunPlan plan, PlanRun(config, *model));
-  const std::unique_ptr<FederationLink> link = Connect(port);
+  const std::unique_ptr<FederationLink> link = ConnectTo(port);
   Journal lines(journal);
   std::vector<std::thread> threads;
   for (uint64_t number = 0; number < kToyNodes; ++number) {
