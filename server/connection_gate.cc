@@ -61,8 +61,15 @@ std::string PeerOf(int fd) {
   return absl::StrCat("ipv6:[", text, "]:", ntohs(v6.sin6_port));
 }
 
+// With brackets as they are, and without the interface that link-local addresses come with.
 std::string Plain(absl::string_view grpc_peer) {
-  return absl::StrReplaceAll(grpc_peer, {{"%5B", "["}, {"%5D", "]"}});
+  std::string peer = absl::StrReplaceAll(grpc_peer, {{"%5B", "["}, {"%5D", "]"}});
+  const size_t scope = peer.find('%');
+  const size_t end = peer.rfind(']');
+  if (scope != std::string::npos && end != std::string::npos && scope < end) {
+    peer.erase(scope, end - scope);
+  }
+  return peer;
 }
 
 tcp_info InfoOf(int fd) {
