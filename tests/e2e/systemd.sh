@@ -113,6 +113,9 @@ say "version $(version) is published; robot-1 trained it"
 inside runuser -u fedge -- fedge-client doctor --config /etc/fedge/client.yaml || fail "doctor: exit code $?"
 inside test -f /var/lib/fedge/client/adapters/current/adapter.gguf || fail "no adapter at the stable path"
 inside systemctl status --no-pager -n 5 fedge-server fedge-client
+inside systemd-analyze security --no-pager --threshold=15 fedge-server fedge-client >"$work/exposure.log" ||
+  fail "systemd-analyze: $(grep exposure "$work/exposure.log")"
+say "$(grep -o 'Overall exposure level for [a-z.-]*: [0-9.]* [A-Z]*' "$work/exposure.log" | paste -sd';')"
 
 device=$(property MainPID fedge-client)
 started=$SECONDS

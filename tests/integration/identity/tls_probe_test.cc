@@ -4,6 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <optional>
+
+#include "client/doctor.h"
 #include "tests/integration/identity/identity_rig.h"
 
 namespace fedge {
@@ -49,6 +52,41 @@ TEST(TlsProbeTest, TellsTheTroublesApart) {
   // And none at all.
   (*plain)->Shutdown(absl::ZeroDuration());
   EXPECT_EQ(ProbeTls(identity, kTimeout).status.code(), absl::StatusCode::kUnavailable);
+}
+
+class NoProbe : public DeviceProbe {
+ public:
+  DeviceConditions Measure() override { return {}; }
+  std::optional<double> Joules() override { return std::nullopt; }
+};
+
+TEST(TlsProbeTest, DoctorJudgesTheDatesByTheDevicesClock) {
+  IdentityRig rig;
+  rig.Join("pi");
+  const NodeIdentity identity = rig.Identity("pi");
+  const ServerLink link = rig.Link("pi");
+  NoProbe probe;
+  ClientSettings settings;
+  settings.state_dir = rig.dir.File("pi");
+  settings.server = identity.server;
+  settings.node_id = "pi";
+  const auto tls = [&](absl::Duration shift) {
+    rig.device_clock.shift = shift;
+    const DoctorParts parts{link.link.get(), &identity, &probe, &rig.device_clock, Env::Posix()};
+    for (const Finding& finding : Examine(settings, parts)) {
+      if (finding.check == Check::kTls) return finding;
+    }
+    return Finding();
+  };
+  EXPECT_TRUE(tls(absl::ZeroDuration()).good) << tls(absl::ZeroDuration()).detail;
+  EXPECT_THAT(tls(absl::ZeroDuration()).detail, HasSubstr("TLSv1.3"));
+  EXPECT_THAT(tls(absl::Hours(24 * 8)).remedy, HasSubstr("fedge token create --node pi"));
+  for (const absl::Duration years : {absl::Hours(24 * 1500), -absl::Hours(24 * 1500)}) {
+    EXPECT_FALSE(tls(years).good);
+    EXPECT_THAT(tls(years).remedy, HasSubstr("set the clock"));
+  }
+  ASSERT_TRUE(rig.membership->RevokeNode("pi", "sold").ok());
+  EXPECT_THAT(tls(absl::ZeroDuration()).remedy, HasSubstr("whether this node was revoked"));
 }
 
 }  // namespace
