@@ -34,6 +34,7 @@ constexpr double kMinBytesPerSecond = 500;  // a link's pace, if a very slow one
 constexpr absl::Duration kLook = absl::Milliseconds(500);
 constexpr absl::Duration kLineInterval = absl::Minutes(1);
 constexpr int kBacklog = 1024;
+constexpr int kAcceptsAtATime = 256;  // then those that are open are looked at
 
 size_t MaxConnections() {
   rlimit limit = {};
@@ -215,7 +216,7 @@ void ConnectionGate::Run() {
 }
 
 void ConnectionGate::Accept(int listener) {
-  for (;;) {
+  for (int i = 0; i < kAcceptsAtATime; ++i) {
     const int fd = accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd < 0) {
       // Without a descriptor the connection waits, and so do we: poll would say "come" at once.
@@ -225,25 +226,32 @@ void ConnectionGate::Accept(int listener) {
     }
     const absl::Duration now = Clock::Real()->Monotonic();
     const std::string peer = PeerOf(fd);
-    const std::string address = PeerAddress(peer);
-    const int own = peer.empty() ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
-    {
-      absl::MutexLock lock(&mutex_);
-      if (own < 0 || connections_.size() >= max_connections_ || !Admit(address, now)) {
-        if (own >= 0) close(own);
-        TurnAway(fd, address, now);
-        continue;
-      }
-      Connection& connection = connections_[peer];
-      if (connection.fd >= 0) close(connection.fd);  // one before it, of the same port
-      connection = {.fd = own, .address = address, .since = now};
+    if (peer.empty()) {  // gone already
+      close(fd);
+      continue;
     }
-    sink_(fd);
+    if (Enter(fd, peer, now)) {
+      sink_(fd);
+    } else {
+      TurnAway(fd, peer, now);
+    }
   }
 }
 
+bool ConnectionGate::Enter(int fd, const std::string& peer, absl::Duration now) {
+  const std::string address = PeerAddress(peer);
+  absl::MutexLock lock(&mutex_);
+  if (connections_.size() >= max_connections_ || !Admit(address, now)) return false;
+  const int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+  if (own < 0) return false;
+  Connection& connection = connections_[peer];
+  if (connection.fd >= 0) close(connection.fd);  // one before it, of the same port
+  connection = {.fd = own, .address = address, .since = now};
+  return true;
+}
+
 // With a reset: nothing of it stays here.
-void ConnectionGate::TurnAway(int fd, const std::string& address, absl::Duration now) {
+void ConnectionGate::TurnAway(int fd, const std::string& peer, absl::Duration now) {
   const linger at_once = {1, 0};
   setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
   close(fd);
@@ -251,7 +259,7 @@ void ConnectionGate::TurnAway(int fd, const std::string& address, absl::Duration
   if (now < next_line_) return;
   next_line_ = now + kLineInterval;
   LogWarning(options_.name, ": turns connections away (", std::exchange(turned_away_, 0),
-             " since the last such line; now of ", address,
+             " since the last such line; now of ", PeerAddress(peer),
              "): too many there without a call, or more than this process has file descriptors "
              "for");
 }

@@ -84,12 +84,14 @@ class ConnectionGate {
   absl::Status Bind();
   void Run();
   void Accept(int listener);
+  // Whether the connection may come in; false: nothing of it is kept.
+  bool Enter(int fd, const std::string& peer, absl::Duration now);
   bool Admit(const std::string& address, absl::Duration now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   Account& Refill(Account& account, absl::Duration now) const;
   void Sweep(absl::Duration now);
   void Begin(const std::string& peer);
   void End(const std::string& peer);
-  void TurnAway(int fd, const std::string& address, absl::Duration now);
+  void TurnAway(int fd, const std::string& peer, absl::Duration now);
 
   const ConnectionGateOptions options_;
   const size_t max_connections_;
