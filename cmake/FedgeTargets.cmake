@@ -39,5 +39,9 @@ function(fedge_test folder)
                                         fedge_options)
   target_compile_definitions(${name} PRIVATE FEDGE_SOURCE_DIR="${CMAKE_SOURCE_DIR}"
                                              FEDGE_BINARY_DIR="${CMAKE_BINARY_DIR}")
-  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES LABELS ${ARG_LABEL} TIMEOUT 600)
+  set(timeout 600)
+  if(CMAKE_CROSSCOMPILING_EMULATOR)
+    set(timeout 3600)  # vectors take 20 to 50 times as long
+  endif()
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES LABELS ${ARG_LABEL} TIMEOUT ${timeout})
 endfunction()
