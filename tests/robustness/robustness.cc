@@ -19,6 +19,7 @@
 #include "common/base/failpoint.h"
 #include "common/base/status.h"
 #include "common/config/config_file.h"
+#include "tests/robustness/joining_devices.h"
 #include "tests/robustness/operated_runs.h"
 #include "tests/robustness/run_case.h"
 #include "tests/robustness/sim_world.h"
@@ -30,7 +31,7 @@ namespace fedge::robustness {
 namespace {
 
 struct Flags {
-  std::string fleet_config, journal;
+  std::string fleet_config, journal, joining;
   bool operated = false;
   int port = 0;
   std::string server = absl::StrCat(FEDGE_BINARY_DIR, "/bin/fedge-server");
@@ -59,6 +60,11 @@ const std::vector<std::string>& Actions() {
 std::vector<uint64_t> Hits(uint64_t last) {
   const std::set<uint64_t> hits = {1, std::min<uint64_t>(2, last), last};
   return {hits.begin(), hits.end()};
+}
+
+uint64_t HitsOf(const CaseResult& result, const std::string& name) {
+  const auto found = result.server_hits.find(name);
+  return found == result.server_hits.end() ? 0 : found->second;
 }
 
 class Runner {
@@ -146,13 +152,17 @@ class Runner {
     const CaseResult operated = RunCase(programs_, Case(), &reference_, Counting::kOperated);
     CheckReference(recovery);
     CheckReference(operated);
+    const CaseResult joining = RunCase(programs_, Case(), nullptr, Counting::kJoining);
+    CheckReference(joining);
     for (const auto& [name, hits] : reference_.server_hits) {
       if (hits > 0) {
         SweepPlace("server", name, hits);
-      } else if (recovery.server_hits.count(name) > 0 && recovery.server_hits.at(name) > 0) {
-        SweepPlace("recovery", name, recovery.server_hits.at(name));
-      } else if (operated.server_hits.count(name) > 0 && operated.server_hits.at(name) > 0) {
-        SweepPlace("operated", name, operated.server_hits.at(name));
+      } else if (HitsOf(recovery, name) > 0) {
+        SweepPlace("recovery", name, HitsOf(recovery, name));
+      } else if (HitsOf(operated, name) > 0) {
+        SweepPlace("operated", name, HitsOf(operated, name));
+      } else if (HitsOf(joining, name) > 0) {
+        SweepPlace("joining", name, HitsOf(joining, name));
       } else {
         unreached_.push_back(absl::StrCat("server ", name));
       }
@@ -268,6 +278,11 @@ int Fleet(const Flags& flags) {
   absl::Status status = ArmFailpointsFromEnvironment();
   v1::ServerConfig config;
   if (status.ok()) status = LoadConfigFile(flags.fleet_config, *Env::Posix(), config);
+  if (status.ok() && !flags.joining.empty()) {
+    status = PlayJoiningDevices(config, flags.joining, flags.journal);
+    if (!status.ok()) std::cerr << "devices: " << status.message() << "\n";
+    return status.ok() ? 0 : 1;
+  }
   absl::Status operated;
   std::thread other;
   if (status.ok() && flags.operated) {
@@ -296,6 +311,7 @@ int Main(int argc, char** argv) {
   app.add_option("--fleet", flags.fleet_config, "(itself) be the devices of this configuration");
   app.add_option("--port", flags.port, "(itself) of the server");
   app.add_flag("--operated", flags.operated, "(itself) be an operator and other devices, too");
+  app.add_option("--joining", flags.joining, "(itself) be devices that join; the server's log");
   app.add_option("--journal", flags.journal, "(itself) where the devices write");
   CLI11_PARSE(app, argc, argv);
   signal(SIGPIPE, SIG_IGN);

@@ -15,6 +15,7 @@
 #include "common/base/env.h"
 #include "common/base/status.h"
 #include "tests/robustness/child_process.h"
+#include "tests/robustness/joining_devices.h"
 #include "tests/robustness/operated_runs.h"
 #include "tests/robustness/run_checks.h"
 #include "tests/robustness/toy_fleet.h"
@@ -65,6 +66,10 @@ class Run {
     config_.mutable_run()->mutable_gate()->set_max_regression(100);
     FEDGE_CHECK(Env::Posix()->WriteFileAtomic(config_.holdout(), "a few words to measure").ok());
     if (is_operated()) AllowOperatedRuns(std::string(dir_.path()), config_);
+    if (is_joining()) {
+      config_.clear_insecure();
+      config_.set_enroll_listen("127.0.0.1:0");
+    }
     google::protobuf::util::JsonPrintOptions options;
     options.preserve_proto_field_names = true;
     std::string json;
@@ -127,6 +132,7 @@ class Run {
   bool is_operated() const {
     return fault_.target == "operated" || counting_ == Counting::kOperated;
   }
+  bool is_joining() const { return fault_.target == "joining" || counting_ == Counting::kJoining; }
   std::string Tail() const {
     const std::string log = FileText(Path("server.log")) + FileText(Path("fleet.log"));
     return log.substr(log.size() - std::min<size_t>(log.size(), 3000));
@@ -145,7 +151,7 @@ class Run {
     const bool recovers = fault_.target == "recovery" || counting_ == Counting::kRecovery;
     if (starts_ == 1) {
       if (recovers) environment = {absl::StrCat("FEDGE_FAILPOINTS=", kStopInARound)};
-      if (fault_.target == "server" || fault_.target == "operated") {
+      if (fault_.target == "server" || is_operated() || is_joining()) {
         environment = {"FEDGE_FAILPOINTS=" + fault_.fault};
       }
       if (fault_.target == "syscall" || counting_ == Counting::kSyscalls) Trace(command);
@@ -153,7 +159,7 @@ class Run {
       environment = {"FEDGE_FAILPOINTS=" + fault_.fault};
     }
     if (counting_ == Counting::kFailpoints || counting_ == Counting::kOperated ||
-        (recovers && starts_ == 2 && fault_.target.empty())) {
+        counting_ == Counting::kJoining || (recovers && starts_ == 2 && fault_.target.empty())) {
       environment = {"FEDGE_FAILPOINTS=*=count", "FEDGE_FAILPOINT_HITS=" + Path("server.hits")};
     }
     server_.Start(command, environment, Path("server.log"));
@@ -185,6 +191,10 @@ class Run {
                                         "--port",       absl::StrCat(port_), "--journal",
                                         Path("journal")};
     if (is_operated()) command.push_back("--operated");
+    if (is_joining()) {
+      command.push_back("--joining");
+      command.push_back(Path("server.log"));
+    }
     fleet_.Start(command, environment, Path("fleet.log"));
   }
 
@@ -218,11 +228,12 @@ const std::vector<std::string>& TracedCalls() {
 absl::StatusOr<Case> ParseCase(absl::string_view text) {
   const std::pair<std::string, std::string> parts = absl::StrSplit(text, absl::MaxSplits(':', 1));
   const bool known = parts.first == "server" || parts.first == "recovery" ||
-                     parts.first == "operated" || parts.first == "fleet" ||
-                     parts.first == "syscall";
+                     parts.first == "operated" || parts.first == "joining" ||
+                     parts.first == "fleet" || parts.first == "syscall";
   if (known && !parts.second.empty()) return Case{parts.first, parts.second};
   return absl::InvalidArgumentError(absl::StrCat(
-      "case '", text, "': is not server:, recovery:, operated:, fleet: or syscall: and a fault"));
+      "case '", text,
+      "': is not server:, recovery:, operated:, joining:, fleet: or syscall: and a fault"));
 }
 
 CaseResult RunCase(const Programs& programs, const Case& fault, const CaseResult* reference,
@@ -232,7 +243,9 @@ CaseResult RunCase(const Programs& programs, const Case& fault, const CaseResult
   result.problem = run.Play();
   result.injected = run.Injected();
   run.Count(result);
-  if (result.problem.empty()) {
+  if (result.problem.empty() && run.is_joining()) {
+    CheckJoinedDevices(run.Path("state"), run.Path("journal"), result);
+  } else if (result.problem.empty()) {
     CheckRun(run.Path("state"), run.Path("journal"), reference, result);
     if (run.is_operated()) CheckOperatedRuns(run.Path("state"), run.Path("journal"), result);
   }
