@@ -24,9 +24,10 @@ absl::string_view VerdictName(Verdict verdict) {
   FEDGE_CHECK(false, "verdict ", static_cast<int>(verdict));
 }
 
-Coordinator::Coordinator(RunPlan plan, ModelState state, uint64_t next_round)
+Coordinator::Coordinator(RunPlan plan, ModelState state, uint64_t next_round, BlobReader read)
     : plan_(std::move(plan)),
       state_(std::move(state)),
+      read_(std::move(read)),
       round_(next_round),
       speeds_(plan_.steps * plan_.batch_size * plan_.length),
       quarantine_(plan_.admission.quarantine_after, plan_.admission.quarantine_rounds),
@@ -282,7 +283,7 @@ UpdateVerdict Coordinator::Judge(absl::string_view node_id, uint64_t round, Rece
   const Digest digest = update.digest;
   absl::Status status = update.admitted.status();
   if (status.ok()) {
-    if (updates_ == nullptr) updates_ = std::make_unique<RoundUpdates>(plan_, state_);
+    if (updates_ == nullptr) updates_ = std::make_unique<RoundUpdates>(plan_, state_, read_);
     const absl::StatusOr<uint64_t> added = updates_->Add(node_id, std::move(update));
     status = added.status();
     if (added.ok() && weight != nullptr) *weight = *added;

@@ -57,7 +57,8 @@ class Coordinator {
  public:
   // `state`: version 0 = what every device starts from, or the last published version after a
   // restart; `next_round` (>= 1) is the number of the next round, greater than all started before.
-  Coordinator(RunPlan plan, ModelState state, uint64_t next_round = 1);
+  // `read`: RoundUpdates'.
+  Coordinator(RunPlan plan, ModelState state, uint64_t next_round = 1, BlobReader read = nullptr);
   Coordinator(const Coordinator&) = delete;
   Coordinator& operator=(const Coordinator&) = delete;
 
@@ -147,6 +148,9 @@ class Coordinator {
   bool finished() const { return phase_ == Phase::kFinished; }
   bool paused() const { return paused_; }
   bool stopped() const { return stopped_; }  // by Stop; finished() follows
+  // An open round could not be closed, as an update cannot be read again. Its owner must be started
+  // again: what is stored is damaged.
+  const absl::Status& damage() const { return damage_; }
   RoundCounts counts() const;  // of the open round; between rounds only `folded` and `late`
   absl::Duration deadline() const { return deadline_; }  // of the open round
   size_t known_nodes() const { return nodes_.size(); }
@@ -204,6 +208,8 @@ class Coordinator {
 
   RunPlan plan_;
   ModelState state_;
+  const BlobReader read_;
+  absl::Status damage_;
   std::optional<ModelState> candidate_;  // of VersionPublished, until it is settled
   uint64_t round_;
   Phase phase_ = Phase::kWaiting;

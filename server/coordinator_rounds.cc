@@ -76,7 +76,7 @@ std::vector<std::string> Coordinator::DrawCohort() const {
 
 void Coordinator::OpenRound(const std::vector<std::string>& cohort, absl::Duration now) {
   cohort_ = Cohort(state_.version);
-  if (updates_ == nullptr) updates_ = std::make_unique<RoundUpdates>(plan_, state_);
+  if (updates_ == nullptr) updates_ = std::make_unique<RoundUpdates>(plan_, state_, read_);
   first_round_started_ = true;
   vacancies_ = 0;
   goal_ = plan_.nodes_per_round;
@@ -179,6 +179,7 @@ void Coordinator::Tick(absl::Duration now) {
 }
 
 void Coordinator::MaybeCloseRound(bool deadline_passed, absl::Duration now) {
+  if (!damage_.ok()) return;
   const RoundCounts& counts = cohort_.counts();
   if (plan_.pace.is_async) {
     const int64_t wanted = deadline_passed ? Quorum() : goal_;
@@ -236,6 +237,10 @@ void Coordinator::Abandon(std::string reason, bool carry) {
 
 void Coordinator::Publish() {
   absl::StatusOr<ClosedRound> closed = updates_->Close();
+  if (absl::IsDataLoss(closed.status())) {
+    damage_ = closed.status();
+    return;
+  }
   if (!closed.ok()) return Abandon(std::string(closed.status().message()), /*carry=*/false);
   VersionPublished published;
   published.contributions = std::move(closed->contributions);

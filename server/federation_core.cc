@@ -67,14 +67,17 @@ absl::Status FederationCore::ProcessActions() {
   absl::MutexLock storing(&actions_mutex_);
   for (;;) {
     bool is_decided = false;
+    absl::Status damage;
     {
       absl::MutexLock lock(&mutex_);
       if (!failed_.ok()) return failed_;
+      damage = coordinator_->damage();
       for (CoordinatorAction& action : coordinator_->TakeActions()) {
         unstored_.push_back(std::move(action));
       }
       is_decided = gate_ != nullptr && gate_->decided();
     }
+    if (!damage.ok() && unstored_.empty()) return Fail(damage);
     if (unstored_.empty() && !is_decided) return absl::OkStatus();
     RETURN_IF_ERROR(CheckStored(unstored_.empty() ? SettleCandidate() : HandleFirst()));
   }

@@ -1,7 +1,8 @@
 // The service without a transport: coordinator, store and upload buffer put together. gRPC
 // (server/federation_service.cc), the simulator and the tests call the same methods.
 //
-// Locks: `mutex_` guards the coordinator and small tables and is never held during I/O;
+// Locks: `mutex_` guards the coordinator and small tables and is not held during I/O, but for
+// reading stored updates again where a round's result needs them one beside the other;
 // `actions_mutex_` is held while the coordinator's actions are stored and announced, one batch
 // after the other. A method that caused an action returns only after it was stored: what a device
 // is told is durable. While the disk is full nothing is told: requests get ResourceExhausted, what

@@ -205,8 +205,9 @@ absl::Status FederationCore::StartCoordinator(ModelState state) {
   ASSIGN_OR_RETURN(const uint64_t last_round, store_->LastRound(plan_.run_id));
   {
     absl::MutexLock lock(&mutex_);
-    coordinator_ =
-        std::make_unique<Coordinator>(plan_, std::move(state), open ? open->round : last_round + 1);
+    coordinator_ = std::make_unique<Coordinator>(
+        plan_, std::move(state), open ? open->round : last_round + 1,
+        [this](const Digest& digest) { return store_->ReadBlob(digest); });
     if (run == RunState::kStopped) coordinator_->Stop();
     run_clock_.SetPaused(run == RunState::kPaused);
     coordinator_->SetPaused(run == RunState::kPaused);

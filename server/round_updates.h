@@ -4,6 +4,7 @@
 #define FEDGE_SERVER_ROUND_UPDATES_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -19,6 +20,8 @@
 #include "server/update_source.h"
 
 namespace fedge {
+
+using BlobReader = std::function<absl::StatusOr<std::string>(const Digest&)>;
 
 // One accepted update in a version.
 struct Contribution {
@@ -37,18 +40,25 @@ struct ClosedRound {
 // The result has the same bits for any order of the updates. Not thread-safe.
 class RoundUpdates {
  public:
-  // Of a round that trains `before`. Both must outlive this object and stay as they are.
-  RoundUpdates(const RunPlan& plan, const ModelState& before);
+  // Of a round that trains `before`. Both must outlive this object and stay as they are. `read`:
+  // gets the bytes of an accepted update by their digest when the round is closed; null: updates
+  // that are needed again are kept in memory.
+  RoundUpdates(const RunPlan& plan, const ModelState& before, BlobReader read = nullptr);
+  RoundUpdates(const RoundUpdates&) = delete;
+  RoundUpdates& operator=(const RoundUpdates&) = delete;
 
   // `update.admitted` must be OK and of the round's base version or an older one: then only a part
   // of its change counts (StalenessFactor), rounded to the sums' unit as any other value. On error
   // (the norm bound's, the sums') nothing is added. Returns the update's weight.
   absl::StatusOr<uint64_t> Add(absl::string_view node, ReceivedUpdate update);
-  // The next version; at least one update was added. OutOfRange: CloseRound's.
+  // The next version; at least one update was added. OutOfRange: CloseRound's. FailedPrecondition:
+  // no update can be combined. DataLoss: one cannot be read again.
   absl::StatusOr<ClosedRound> Close();
 
  private:
   size_t slot() const;
+  // The norm bound, and what its age leaves of it.
+  absl::Status Bound(AdmittedUpdate& update, double* rms = nullptr) const;
   // Whether the norm bound of this round is known, or there is none.
   bool IsBounded() const;
   absl::StatusOr<NextVersion> CloseSums(std::vector<Contribution>& contributions);

@@ -149,6 +149,8 @@ class Runner {
 
   void SweepFailpoints() {
     const CaseResult recovery = RunCase(programs_, Case(), &reference_, Counting::kRecovery);
+    const CaseResult damaged = RunCase(programs_, Case(), &reference_, Counting::kDamaged);
+    CheckReference(damaged);
     const CaseResult operated = RunCase(programs_, Case(), &reference_, Counting::kOperated);
     CheckReference(recovery);
     CheckReference(operated);
@@ -159,6 +161,8 @@ class Runner {
         SweepPlace("server", name, hits);
       } else if (HitsOf(recovery, name) > 0) {
         SweepPlace("recovery", name, HitsOf(recovery, name));
+      } else if (HitsOf(damaged, name) > 0) {
+        SweepPlace("damaged", name, HitsOf(damaged, name));
       } else if (HitsOf(operated, name) > 0) {
         SweepPlace("operated", name, HitsOf(operated, name));
       } else if (HitsOf(joining, name) > 0) {

@@ -14,6 +14,7 @@
 #include "absl/time/time.h"
 #include "common/base/env.h"
 #include "common/base/status.h"
+#include "server/sqlite_db.h"
 #include "tests/robustness/child_process.h"
 #include "tests/robustness/joining_devices.h"
 #include "tests/robustness/operated_runs.h"
@@ -54,6 +55,24 @@ std::map<std::string, uint64_t> ReadTrace(const std::string& path) {
   std::map<std::string, uint64_t> most;
   for (const auto& [key, count] : calls) most[key.first] = std::max(most[key.first], count);
   return most;
+}
+
+// One that was accepted and counts in the open round.
+void DamageAnUpdate(const std::string& state_dir) {
+  const auto damage = [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(const std::unique_ptr<SqliteDb> db,
+                     SqliteDb::Open(JoinPath(state_dir, "fedge.db")));
+    ASSIGN_OR_RETURN(SqliteStatement query,
+                     db->Prepare("SELECT digest FROM updates WHERE stored=1 AND counted=(SELECT "
+                                 "max(round) FROM rounds) LIMIT 1"));
+    ASSIGN_OR_RETURN(const bool any, query.Step());
+    if (!any) return absl::NotFoundError("no update was accepted");
+    ASSIGN_OR_RETURN(const Digest digest, query.DigestAt(0));
+    const std::string path = JoinPath(state_dir, absl::StrCat("blobs/", digest.Hex()));
+    return Env::Posix()->WriteFileAtomic(path, "damaged");
+  };
+  const absl::Status status = damage();
+  FEDGE_CHECK(status.ok(), status.message());
 }
 
 class Run {
@@ -129,6 +148,7 @@ class Run {
   }
 
   std::string Path(absl::string_view name) const { return dir_.File(name); }
+  bool is_damaged() const { return fault_.target == "damaged" || counting_ == Counting::kDamaged; }
   bool is_operated() const {
     return fault_.target == "operated" || counting_ == Counting::kOperated;
   }
@@ -148,14 +168,16 @@ class Run {
       command.push_back(absl::StrCat("127.0.0.1:", port_));
     }
     std::vector<std::string> environment = {"FEDGE_FAILPOINTS="};
-    const bool recovers = fault_.target == "recovery" || counting_ == Counting::kRecovery;
+    const bool recovers =
+        fault_.target == "recovery" || counting_ == Counting::kRecovery || is_damaged();
+    if (starts_ == 2 && is_damaged()) DamageAnUpdate(Path("state"));
     if (starts_ == 1) {
       if (recovers) environment = {absl::StrCat("FEDGE_FAILPOINTS=", kStopInARound)};
       if (fault_.target == "server" || is_operated() || is_joining()) {
         environment = {"FEDGE_FAILPOINTS=" + fault_.fault};
       }
       if (fault_.target == "syscall" || counting_ == Counting::kSyscalls) Trace(command);
-    } else if (starts_ == 2 && fault_.target == "recovery") {
+    } else if (starts_ == 2 && (fault_.target == "recovery" || fault_.target == "damaged")) {
       environment = {"FEDGE_FAILPOINTS=" + fault_.fault};
     }
     if (counting_ == Counting::kFailpoints || counting_ == Counting::kOperated ||
@@ -228,12 +250,13 @@ const std::vector<std::string>& TracedCalls() {
 absl::StatusOr<Case> ParseCase(absl::string_view text) {
   const std::pair<std::string, std::string> parts = absl::StrSplit(text, absl::MaxSplits(':', 1));
   const bool known = parts.first == "server" || parts.first == "recovery" ||
-                     parts.first == "operated" || parts.first == "joining" ||
-                     parts.first == "fleet" || parts.first == "syscall";
+                     parts.first == "damaged" || parts.first == "operated" ||
+                     parts.first == "joining" || parts.first == "fleet" || parts.first == "syscall";
   if (known && !parts.second.empty()) return Case{parts.first, parts.second};
-  return absl::InvalidArgumentError(absl::StrCat(
-      "case '", text,
-      "': is not server:, recovery:, operated:, joining:, fleet: or syscall: and a fault"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("case '", text,
+                   "': is not server:, recovery:, damaged:, operated:, joining:, fleet: or "
+                   "syscall: and a fault"));
 }
 
 CaseResult RunCase(const Programs& programs, const Case& fault, const CaseResult* reference,

@@ -17,6 +17,7 @@ namespace fedge::robustness {
 // Where the fault is:
 //   server:<name>=<action>:<hit>    a failpoint of the server
 //   recovery:<name>=<action>:<hit>  of a server that continues an open round
+//   damaged:<name>=<action>:<hit>   of one that moreover finds an accepted update damaged
 //   operated:<name>=<action>:<hit>  of a server with runs that an operator creates, pauses, stops
 //   joining:<name>=<action>:<hit>   of a server that devices join, over TLS
 //   fleet:<name>=<action>:<hit>     of the devices (all of them are one process)
@@ -57,7 +58,7 @@ struct Programs {
   bool keep = false;   // the folder of a run that failed
 };
 
-enum class Counting { kNothing, kFailpoints, kRecovery, kOperated, kJoining, kSyscalls };
+enum class Counting { kNothing, kFailpoints, kRecovery, kDamaged, kOperated, kJoining, kSyscalls };
 
 // `reference`: what a run without faults published; null: this is one. The state is in memory
 // (/dev/shm): a killed process loses nothing that the kernel has.

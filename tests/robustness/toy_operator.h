@@ -47,8 +47,7 @@ class ToyOperator {
     grpc::ClientContext context;
     const grpc::Status status = ((*admin_).*call)(&context, request, response);
     if (status.ok()) return absl::OkStatus();
-    return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
-                        status.error_message());
+    return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
   }
 
   template <typename Request, typename Response>

@@ -35,7 +35,7 @@ HeldUpdates Constants(const LoraSpec& spec, const std::vector<float>& numbers) {
   HeldUpdates updates;
   for (size_t i = 0; i < numbers.size(); ++i) {
     updates.Add(
-        NodeName(i),
+        NodeName(i), Digest(),
         Make(spec, std::vector<float>(static_cast<size_t>(spec.num_parameters()), numbers[i])));
   }
   return updates;
@@ -95,7 +95,7 @@ TEST(CoordinateRuleTest, WhatWasNotSentCountsAsZero) {
   HeldUpdates updates = Constants(spec, {2, 4});
   AdmittedUpdate sparse = Make(spec, {9, 6});
   sparse.update.coordinates = {0, 3};
-  updates.Add("sparse", sparse);
+  updates.Add("sparse", Digest(), sparse);
   const std::vector<float> mean = Mean(kMedian, spec, updates);
   EXPECT_EQ(mean[0], 4);
   EXPECT_EQ(mean[1], 2);
@@ -107,8 +107,8 @@ TEST(CoordinateRuleTest, CombinesOverTheNodesThatTrainedACoordinate) {
   HeldUpdates updates = Constants(spec, {2});
   const AdapterSlice first{SliceFactors::kB, 0, 1};
   const auto size = static_cast<size_t>(SliceLayout::Create(spec, first)->size());
-  updates.Add("x", Make(spec, std::vector<float>(size, 4), first));
-  updates.Add("y", Make(spec, std::vector<float>(size, 30), first));
+  updates.Add("x", Digest(), Make(spec, std::vector<float>(size, 4), first));
+  updates.Add("y", Digest(), Make(spec, std::vector<float>(size, 30), first));
   const std::vector<float> mean = Mean(kMedian, spec, updates);
   EXPECT_EQ(mean[0], 2);       // A of component 0: one node
   EXPECT_EQ(mean[16], 4);      // B of component 0: all three
@@ -125,7 +125,7 @@ HeldUpdates Random(const LoraSpec& spec, const std::vector<uint64_t>& order, dou
     if (outlier != 0 && node < 2) {
       for (float& value : values) value = static_cast<float>(outlier);
     }
-    updates.Add(NodeName(node), Make(spec, values));
+    updates.Add(NodeName(node), Digest(), Make(spec, values));
   }
   return updates;
 }
@@ -165,7 +165,7 @@ TEST(PairwiseDistancesTest, AreThoseOfTheCommonCoordinatesScaled) {
   HeldUpdates updates = Constants(spec, {2, 5});
   const AdapterSlice first{SliceFactors::kBoth, 0, 1};
   const auto size = static_cast<size_t>(SliceLayout::Create(spec, first)->size());
-  updates.Add("x", Make(spec, std::vector<float>(size, 3), first));
+  updates.Add("x", Digest(), Make(spec, std::vector<float>(size, 3), first));
   const auto distances = PairwiseDistances(spec, updates);
   ASSERT_TRUE(distances.ok());
   const auto n = static_cast<double>(spec.num_parameters());

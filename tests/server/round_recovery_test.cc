@@ -312,6 +312,29 @@ TEST(RoundRecoveryTest, AsksAgainForADamagedUpdate) {
   }
 }
 
+// The first round's bound is the median norm of its updates: they are read again at its end.
+TEST(RoundRecoveryTest, AnUpdateThatCannotBeReadAgainEndsTheServerNotTheRound) {
+  FederationRig rig;
+  rig.CheckInAll(4);
+  for (uint64_t node = 0; node < 3; ++node) rig.UploadUpdate(NodeName(node), SpecOf(1, node));
+  Damage(rig, Sha256Of(BytesOf(rig, 1, 1)));
+  EXPECT_FALSE(rig.Upload(NodeName(3), 1, BytesOf(rig, 1, 3)).ok());
+  EXPECT_THAT(rig.core->health().message(),
+              HasSubstr("the update of node 'node-01' for round 1 cannot be read again"));
+  rig.clock.Advance(absl::Hours(1));
+  rig.core->Tick();  // the round does not end without it
+  EXPECT_EQ(rig.core->version(), 0u);
+  rig.Start();
+  EXPECT_TRUE(rig.CheckIn("node-01").has_assignment());
+  EXPECT_EQ(rig.UploadUpdate(NodeName(1), SpecOf(1, 1)), v1::UploadReceipt::ACCEPTED);
+  ASSERT_EQ(rig.events.versions.size(), 1u);
+  EXPECT_EQ(rig.events.versions[0].counts.accepted, 4);
+  FederationRig straight;
+  straight.CheckInAll(4);
+  for (uint64_t node = 0; node < 4; ++node) straight.UploadUpdate(NodeName(node), SpecOf(1, node));
+  EXPECT_EQ(rig.events.versions[0].master, straight.events.versions.at(0).master);
+}
+
 // Two of four are needed. Round 1 gets one update and ends, round 2 adds another.
 TEST(RoundRecoveryTest, UpdatesOfAnAbandonedRoundOutliveRestarts) {
   std::map<bool, VersionRecord> published;
