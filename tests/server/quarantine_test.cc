@@ -103,7 +103,7 @@ TEST(QuarantineTest, ARunWithoutOtherNodesGoesOnWithThem) {
     ASSERT_EQ(rounds.coordinator.round(), round);
     EXPECT_TRUE(std::holds_alternative<TaskAssignment>(rounds.CheckIn(NodeName(0))));
     rounds.Submit(NodeName(0), round, "rubbish");
-    rounds.Submit(NodeName(1), {.round = round});
+    rounds.coordinator.ReportFailure(NodeName(1), round, "no battery");
   }
 }
 
