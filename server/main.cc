@@ -18,6 +18,7 @@
 #include "common/base/thread_pool.h"
 #include "common/config/config_file.h"
 #include "fedge/v1/config.pb.h"
+#include "server/allocator.h"
 #include "server/federation_server.h"
 #include "server/grpc_probe.h"
 
@@ -256,4 +257,7 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace fedge
 
-int main(int argc, char** argv) { return fedge::Main(argc, argv); }
+int main(int argc, char** argv) {
+  fedge::KeepMemoryForUpdates();
+  return fedge::Main(argc, argv);
+}

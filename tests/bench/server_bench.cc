@@ -32,6 +32,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/base/process_memory.h"
+#include "server/allocator.h"
 #include "server/federation_core.h"
 #include "server/sqlite_store.h"
 #include "tests/server/tiny_run.h"
@@ -333,5 +334,6 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: server_bench --summary [DIR]\n");
     return 2;
   }
+  fedge::KeepMemoryForUpdates();
   return fedge::Summary(argc == 3 ? argv[2] : "/tmp");
 }
