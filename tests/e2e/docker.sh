@@ -7,10 +7,7 @@
 # Exit code 77, "skipped": no Docker engine answers. Needs the ports 9480, 9481 and 9090 of 127.0.0.1.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-
-say() { echo "docker: $*"; }
-fail() { say "FAILED: $*" >&2; exit 1; }
-skip() { say "skipped: $*"; exit 77; }
+. tests/e2e/common.sh
 
 if [ "${1:-}" = --if-asked ] && [ -z "${FEDGE_E2E_DOCKER:-}" ]; then
   skip "FEDGE_E2E_DOCKER is not set"
@@ -55,19 +52,6 @@ make_base() {
 operator() { "${compose[@]}" exec -T server fedge "$@"; }
 # The run as JSON on one line; empty while the server does not answer.
 run_json() { operator run show demo --format json 2>/dev/null | tr -d '\n' || true; }
-# The number behind the first "$1" of the JSON text $2; 0 if it is not there.
-number() { grep -o "\"$1\": *\"\{0,1\}[0-9]*" <<<"$2" | head -1 | grep -o '[0-9]*$' || echo 0; }
-# Until the condition `$2 ...` holds, at most $1 seconds.
-wait_for() {
-  local seconds=$1
-  shift
-  local end=$((SECONDS + seconds))
-  while [ $SECONDS -lt $end ]; do
-    "$@" && return
-    sleep 0.3
-  done
-  fail "not within $seconds s: $*"
-}
 version_is() { [ "$(number version "$(run_json)")" -ge "$1" ]; }
 # An open round with an update acknowledged; leaves the run in `before`.
 in_the_middle() {

@@ -1,16 +1,13 @@
 #!/usr/bin/env bash
 # A gate at work between real processes over TLS: two devices train; two others whose texts are nonsense take their places: what they
-# make is refused, and the devices go on with the version of before. Then an operator rolls back, the devices follow, and a
-# record of the audit log that somebody changed is found.
+# make is refused, and the devices go on with the version of before. Then an operator rolls back, the devices follow, and the
+# audit log is checked; last, a record of it that somebody changes is found (where there is a sqlite3 or a python3 to change it with).
 #   poisoned_nodes.sh             with the programs in build/release/bin
 #   poisoned_nodes.sh --programs F  with those in folder F
 # Exit code 77, "skipped": the programs or the bundled model are not there.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-
-say() { echo "poisoned_nodes: $*"; }
-fail() { say "FAILED: $*" >&2; exit 1; }
-skip() { say "skipped: $*"; exit 77; }
+. tests/e2e/common.sh
 
 programs=build/release/bin
 case "${1:-}" in
@@ -38,25 +35,14 @@ tear_down() {
 trap tear_down EXIT
 
 operator() { "$programs/fedge" "$@" --server "unix:$work/server/admin.sock"; }
-# Until the command holds, at most $1 seconds.
-wait_for() {
-  local end=$((SECONDS + $1))
-  shift
-  while [ $SECONDS -lt $end ]; do
-    "$@" && return
-    kill -0 "${process[server]}" 2>/dev/null || fail "the server died"
-    sleep 0.3
-  done
-  fail "not in time: $*"
-}
-number() { grep -o "\"$1\": *\"\{0,1\}[0-9]*" | head -1 | grep -o '[0-9]*$'; }
-version() { operator run show first --format json 2>/dev/null | number version || echo 0; }
+gone() { ! kill -0 "${process[server]}" 2>/dev/null; }
+version() { number version "$(operator run show first --format json 2>/dev/null)"; }
 version_is() { [ "$(version)" -ge "$1" ]; }
 decisions() { operator models audit --run first --format json 2>/dev/null | grep -o '"action": *"[a-z-]*"' || true; }
 refusals_are() { [ "$(decisions | grep -c refuse)" -ge "$1" ]; }
 values_of() { operator models show "$1" --run first | sed -n 's/^values *//p'; }
 holds() {
-  "$programs/fedge-client" status --state-dir "$work/$1" --format json 2>/dev/null | tr -d '\n' | grep -o '"adapter": *{[^}]*' | number version || echo 0
+  number version "$("$programs/fedge-client" status --state-dir "$work/$1" --format json 2>/dev/null | tr -d '\n' | grep -o '"adapter": *{[^}]*')"
 }
 holds_at_least() { [ "$(holds "$1")" -ge "$2" ]; }
 start_device() {
@@ -64,7 +50,7 @@ start_device() {
   "$programs/fedge-client" run --config "$work/$1.yaml" >>"$work/$1.log" 2>&1 &
   process[$1]=$!
 }
-stop_device() {
+stop() {
   kill "${process[$1]}"
   wait "${process[$1]}" 2>/dev/null || true
   unset "process[$1]"
@@ -96,9 +82,12 @@ run:
   lora: {rank: 4}
   training: {steps: 6, batch_size: 2, length: 64, learning_rate: 0.01}
 END
-"$programs/fedge-server" --config "$work/server.yaml" >"$work/server.log" 2>&1 &
-process[server]=$!
-wait_for 60 grep -q 'listening on' "$work/server.log"
+start_server() {
+  "$programs/fedge-server" --config "$work/server.yaml" >"$work/server.log" 2>&1 &
+  process[server]=$!
+  wait_for 60 grep -q 'devices join on port' "$work/server.log"
+}
+start_server
 port=$(sed -n 's/.*devices join on port \([0-9]*\).*/\1/p' "$work/server.log")
 for node in honest-1 honest-2 poisoned-1 poisoned-2; do
   token=$(operator token create --address "127.0.0.1:$port" --no-qr | head -1)
@@ -109,16 +98,16 @@ start_device honest-1
 start_device honest-2
 wait_for 300 version_is 3
 say "two devices made version $(version)"
-stop_device honest-1
-stop_device honest-2
+stop honest-1
+stop honest-2
 
 before=$(version)
 start_device poisoned-1
 start_device poisoned-2
 wait_for 300 refusals_are 2
 say "with nonsense: $(grep -m 1 'refused: ' "$work/server.log" | sed 's/^[^ ]* [A-Z] //')"
-stop_device poisoned-1
-stop_device poisoned-2
+stop poisoned-1
+stop poisoned-2
 after=$(version)
 [ "$after" -le $((before + 1)) ] || fail "version $before became $after with poisoned devices"  # one may have been under way
 
@@ -135,8 +124,23 @@ wait_for 300 version_is $((rolled + 1))
 say "rolled back: version $rolled is version 1 again ($(values_of 1 | cut -c 1-16)...); honest-1 holds version $(holds honest-1), honest-2 $(holds honest-2)"
 
 operator models audit --verify --run first | tail -1
-for device in honest-1 honest-2; do stop_device "$device"; done
-kill "${process[server]}"
-wait "${process[server]}" 2>/dev/null || true
-unset "process[server]"
+for device in honest-1 honest-2 server; do stop "$device"; done
+
+# The server has its database for itself.
+change="DROP TRIGGER audit_stays; UPDATE audit SET detail = '{}' WHERE number = 4"
+if command -v sqlite3 >/dev/null; then
+  sqlite3 "$work/server/fedge.db" "$change"
+elif command -v python3 >/dev/null; then
+  python3 -c 'import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.executescript(sys.argv[2]); db.commit()' "$work/server/fedge.db" "$change"
+else
+  change=
+  say "no record was changed: neither sqlite3 nor python3"
+fi
+if [ -n "$change" ]; then
+  start_server
+  operator models audit --verify --run first >"$work/audit.log" 2>&1 && fail "a changed record was not found"
+  grep -q 'record 4' "$work/audit.log" || fail "the changed record was not named"
+  say "$(tail -1 "$work/audit.log" | cut -c 1-110)..."
+  stop server
+fi
 say "passed"

@@ -8,10 +8,7 @@
 # Exit code 77, "skipped": no Docker engine answers, or there are no packages. The image with systemd is kept: fedge-systemd.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-
-say() { echo "systemd: $*"; }
-fail() { say "FAILED: $*" >&2; exit 1; }
-skip() { say "skipped: $*"; exit 77; }
+. tests/e2e/common.sh
 
 packages=build/release/packages
 case "${1:-}" in
@@ -45,21 +42,10 @@ if ! docker image inspect fedge-systemd >/dev/null 2>&1; then
 fi
 
 inside() { docker exec "$box" "$@"; }
-# Until the command holds, at most $1 seconds.
-wait_for() {
-  local seconds=$1
-  shift
-  local end=$((SECONDS + seconds))
-  while [ $SECONDS -lt $end ]; do
-    "$@" && return
-    sleep 0.5
-  done
-  fail "not within $seconds s: $*"
-}
 property() { inside systemctl show --value -p "$1" "$2"; }
 operator() { inside fedge "$@" --server unix:/var/lib/fedge/server/admin.sock; }
 run_json() { operator run show first --format json 2>/dev/null | tr -d '\n' || true; }
-version() { run_json | grep -o '"version": *"\{0,1\}[0-9]*' | head -1 | grep -o '[0-9]*$' || echo 0; }
+version() { number version "$(run_json)"; }
 version_is() { [ "$(version)" -ge "$1" ]; }
 is_up() { [ "$(inside systemctl is-system-running 2>/dev/null)" = running ]; }
 has_another_process() { [ "$(property MainPID "$1")" -gt 0 ] && [ "$(property MainPID "$1")" != "$2" ]; }
