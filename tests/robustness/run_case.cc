@@ -148,11 +148,12 @@ class Run {
   }
 
   std::string Path(absl::string_view name) const { return dir_.File(name); }
-  bool is_damaged() const { return fault_.target == "damaged" || counting_ == Counting::kDamaged; }
-  bool is_operated() const {
-    return fault_.target == "operated" || counting_ == Counting::kOperated;
+  bool Plays(absl::string_view target, Counting counting) const {
+    return fault_.target == target || counting_ == counting;
   }
-  bool is_joining() const { return fault_.target == "joining" || counting_ == Counting::kJoining; }
+  bool is_damaged() const { return Plays("damaged", Counting::kDamaged); }
+  bool is_operated() const { return Plays("operated", Counting::kOperated); }
+  bool is_joining() const { return Plays("joining", Counting::kJoining); }
   std::string Tail() const {
     const std::string log = FileText(Path("server.log")) + FileText(Path("fleet.log"));
     return log.substr(log.size() - std::min<size_t>(log.size(), 3000));
@@ -168,8 +169,7 @@ class Run {
       command.push_back(absl::StrCat("127.0.0.1:", port_));
     }
     std::vector<std::string> environment = {"FEDGE_FAILPOINTS="};
-    const bool recovers =
-        fault_.target == "recovery" || counting_ == Counting::kRecovery || is_damaged();
+    const bool recovers = Plays("recovery", Counting::kRecovery) || is_damaged();
     if (starts_ == 2 && is_damaged()) DamageAnUpdate(Path("state"));
     if (starts_ == 1) {
       if (recovers) environment = {absl::StrCat("FEDGE_FAILPOINTS=", kStopInARound)};
