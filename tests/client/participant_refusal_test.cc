@@ -133,16 +133,8 @@ TEST_F(ParticipantRefusalTest, AVersionThatIsGoneSendsItBackToCheckIn) {
 
 TEST_F(ParticipantRefusalTest, ADeadlineThatPassesEndsTheTraining) {
   server_.answer.mutable_assignment()->set_deadline_ms(1000);
-  ParticipantOptions options;
-  options.node_id = "alpha";
-  ParticipantParts parts;
-  parts.base = base_;
-  parts.records = MakeRecords(40, "alpha");
-  parts.link = &server_;
-  parts.state = &store_;
-  parts.clock = &clock_;
-  parts.on_step = [&](const TrainProgress&) { clock_.Advance(absl::Seconds(2)); };
-  Participant participant(options, std::move(parts));
+  parts_.on_step = [&](const TrainProgress&) { clock_.Advance(absl::Seconds(2)); };
+  Participant participant = MakeParticipant();
   const StepOutcome outcome = Step(participant);
   EXPECT_EQ(outcome.kind, StepKind::kFailed);
   EXPECT_THAT(outcome.detail, HasSubstr("deadline"));

@@ -119,7 +119,7 @@ class ParticipantTest : public ::testing::Test {
   }
 
   Participant MakeParticipant(int records = 40) {
-    ParticipantOptions options;
+    ParticipantOptions options = options_;
     options.node_id = "alpha";
     options.checkpoint_interval = absl::ZeroDuration();
     ParticipantParts parts = parts_;
@@ -174,7 +174,8 @@ class ParticipantTest : public ::testing::Test {
   MemoryStore adapters_;
   MemoryStore outbox_;
   MemoryStore checkpoints_;
-  ParticipantParts parts_;  // what a test wants besides
+  ParticipantOptions options_;  // changes for the next MakeParticipant, so are these
+  ParticipantParts parts_;      // what a test wants besides
   ManualClock clock_;
 };
 

@@ -117,16 +117,8 @@ TEST_F(ParticipantTest, AnotherRunStartsWithoutResidual) {
 }
 
 TEST_F(ParticipantTest, ATaskIsPlannedToFitTheMemory) {
-  ParticipantOptions options;
-  options.node_id = "alpha";
-  ParticipantParts parts;
-  parts.base = base_;
-  parts.records = MakeRecords(40, "alpha");
-  parts.link = &server_;
-  parts.state = &store_;
-  parts.clock = &clock_;
-  options.memory_limit_bytes = 1000;
-  Participant participant(options, std::move(parts));
+  options_.memory_limit_bytes = 1000;
+  Participant participant = MakeParticipant();
   const StepOutcome outcome = Step(participant);
   EXPECT_EQ(outcome.kind, StepKind::kFailed);
   EXPECT_THAT(outcome.detail, HasSubstr("a memory limit of 0 MB is too little"));

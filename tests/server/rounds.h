@@ -2,9 +2,12 @@
 #ifndef FEDGE_TESTS_SERVER_ROUNDS_H_
 #define FEDGE_TESTS_SERVER_ROUNDS_H_
 
+#include <gmock/gmock.h>
+
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "server/coordinator.h"
 #include "tests/server/tiny_run.h"
@@ -51,6 +54,13 @@ class Rounds {
 
   Coordinator coordinator;
 };
+
+// In the order of the struct, but for `folded`.
+inline void ExpectCounts(const RoundCounts& counts, std::vector<int64_t> expected) {
+  EXPECT_THAT((std::vector<int64_t>{counts.assigned, counts.pending, counts.accepted,
+                                    counts.rejected, counts.dropped, counts.late}),
+              ::testing::ElementsAreArray(expected));
+}
 
 }  // namespace fedge::testing
 
