@@ -9,8 +9,8 @@
 namespace fedge {
 namespace {
 
-using ::testing::HasSubstr;
 using testing::ExpectCounts;
+using ::testing::HasSubstr;
 using testing::kStart;
 using testing::MakeUpdate;
 using testing::NodeName;
