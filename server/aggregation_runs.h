@@ -31,20 +31,43 @@ class RunValues {
   // module's; a column is an input feature in a run of A, an output feature in one of B.
   template <typename F>
   void ForEach(const F& f) const {
-    int64_t component = first_;
-    int64_t start = run_.offset;  // of the component
-    for (size_t i = 0; i < values_.size(); ++i) {
-      const int64_t at =
-          coordinates_.empty() ? run_.offset + static_cast<int64_t>(i) : coordinates_[i];
-      while (at >= start + run_.row) {
-        start += run_.row;
-        ++component;
+    ForEach(f, [](int64_t /*component*/, int64_t /*column*/) {});
+  }
+  // Also calls soon(component, column) some values ahead of f: a sparse update hops through sums
+  // that fit no cache, which only the caller can fetch in time.
+  template <typename F, typename Soon>
+  void ForEach(const F& f, const Soon& soon) const {
+    constexpr size_t kAhead = 16;
+    Cursor ahead{first_, run_.offset}, now = ahead;
+    const size_t size = values_.size();
+    for (size_t i = 0; i < size + kAhead; ++i) {
+      if (i < size) {
+        const int64_t column = MoveTo(i, ahead);
+        soon(ahead.component, column);
       }
-      f(component, at - start, values_[i]);
+      if (i >= kAhead) {
+        const int64_t column = MoveTo(i - kAhead, now);
+        f(now.component, column, values_[i - kAhead]);
+      }
     }
   }
 
  private:
+  struct Cursor {
+    int64_t component;
+    int64_t start;  // of the component
+  };
+  // The column of value i, which is not before the one the cursor is at.
+  int64_t MoveTo(size_t i, Cursor& cursor) const {
+    const int64_t at =
+        coordinates_.empty() ? run_.offset + static_cast<int64_t>(i) : coordinates_[i];
+    while (at >= cursor.start + run_.row) {
+      cursor.start += run_.row;
+      ++cursor.component;
+    }
+    return at - cursor.start;
+  }
+
   SliceRun run_;
   int64_t first_;
   absl::Span<const uint32_t> coordinates_;  // empty: every coordinate of the run

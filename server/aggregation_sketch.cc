@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/rng.h"
 #include "common/base/status.h"
+#include "hwy/cache_control.h"
 
 namespace fedge {
 namespace {
@@ -57,9 +58,9 @@ void SignMatrix::AddRow(int64_t row, double value, double* sum) const {
   for (int64_t first = 0; first < columns_; first += 64) {
     uint64_t bits = SignBits(seed_, row, first / 64);
     const int64_t end = std::min(columns_, first + 64);
-    for (int64_t i = first; i < end; ++i, bits >>= 1) {
-      sum[i] += (bits & 1) != 0 ? value : -value;
-    }
+    // Signs are as good as random: what branches on them is predicted half of the time.
+    const double signed_value[] = {-value, value};
+    for (int64_t i = first; i < end; ++i, bits >>= 1) sum[i] += signed_value[bits & 1];
   }
 }
 
@@ -155,13 +156,20 @@ void ProductSketch::Add(const RunValues& a, const RunValues& b, const Projection
   const auto add = [&](const RunValues& run, const std::vector<double>& rows, size_t offset,
                        int64_t features, int64_t columns) {
     if (columns == 0) return;
-    run.ForEach([&](int64_t component, int64_t column, float value) {
-      if (value == 0 || component >= static_cast<int64_t>(group_of_.size())) return;
+    const auto sums_of = [&](int64_t component, int64_t column) -> int64_t* {
+      if (component >= static_cast<int64_t>(group_of_.size())) return nullptr;
       const int64_t group = group_of_[static_cast<size_t>(component)];
-      AddScaled(value * kUnitsPerOne, rows.data() + (component - run.first_component()) * columns,
-                columns, static_cast<int64_t>(weight),
-                sums_.data() + offset + (group * features + column) * columns);
-    });
+      return sums_.data() + offset + (group * features + column) * columns;
+    };
+    run.ForEach(
+        [&](int64_t component, int64_t column, float value) {
+          int64_t* const sums = sums_of(component, column);
+          if (value == 0 || sums == nullptr) return;
+          AddScaled(value * kUnitsPerOne,
+                    rows.data() + (component - run.first_component()) * columns, columns,
+                    static_cast<int64_t>(weight), sums);
+        },
+        [&](int64_t component, int64_t column) { hwy::Prefetch(sums_of(component, column)); });
   };
   add(b, projection.a, module.right, module.out, right_columns());
   add(a, projection.b, module.left, module.in, options_.corange);

@@ -30,6 +30,7 @@
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "common/adapter/lora_adapter.h"
+#include "common/base/large_page_allocator.h"
 #include "server/aggregation_runs.h"
 
 namespace fedge {
@@ -103,7 +104,7 @@ class ProductSketch {
   SketchOptions options_;
   std::vector<int32_t> group_of_;  // by component
   std::vector<Module> modules_;
-  std::vector<int64_t> sums_;
+  LargePageVector<int64_t> sums_;
 };
 
 }  // namespace fedge

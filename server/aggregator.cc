@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
+#include "hwy/cache_control.h"
 
 namespace fedge {
 namespace {
@@ -78,13 +79,21 @@ absl::Status UpdateAggregator::Accumulate(const UpdateView& update, uint64_t wei
   const int64_t factor = static_cast<int64_t>(weight);
   for (const RunValues& values : runs) {
     const SliceRun& run = values.run();
-    values.ForEach([&](int64_t component, int64_t column, float value) {
-      const int64_t at = (component - values.first_component()) * run.row + column + run.offset;
-      sums_[static_cast<size_t>(at)] += factor * ToUnits(value);
-      if (!coordinate_weights_.empty()) {
-        coordinate_weights_[static_cast<size_t>(at)] += static_cast<uint32_t>(weight);
-      }
-    });
+    const auto place = [&](int64_t component, int64_t column) {
+      return static_cast<size_t>((component - values.first_component()) * run.row + column +
+                                 run.offset);
+    };
+    values.ForEach(
+        [&](int64_t component, int64_t column, float value) {
+          const size_t at = place(component, column);
+          sums_[at] += factor * ToUnits(value);
+          if (!coordinate_weights_.empty()) {
+            coordinate_weights_[at] += static_cast<uint32_t>(weight);
+          }
+        },
+        [&](int64_t component, int64_t column) {
+          hwy::Prefetch(&sums_[place(component, column)]);
+        });
   }
   const AdapterSlice& slice = update.layout->slice();
   const auto first = static_cast<size_t>(slice.first_component);

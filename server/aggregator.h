@@ -20,6 +20,7 @@
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "common/adapter/adapter_slice.h"
+#include "common/base/large_page_allocator.h"
 #include "server/aggregation_runs.h"
 #include "server/aggregation_sketch.h"
 
@@ -78,7 +79,7 @@ class UpdateAggregator {
   const std::vector<uint64_t>& weights(bool of_b) const { return of_b ? b_weights_ : a_weights_; }
 
   SliceLayout whole_;
-  std::vector<int64_t> sums_;                    // of weight * round(value * 2^26)
+  LargePageVector<int64_t> sums_;                // of weight * round(value * 2^26)
   std::vector<uint32_t> coordinate_weights_;     // empty without the option
   std::vector<uint64_t> a_weights_, b_weights_;  // by component
   std::optional<ProductSketch> sketch_;

@@ -94,11 +94,12 @@ class BitReader {
 
   // The bits from here on, zeros beyond the end and beyond kPeekBits.
   uint64_t Peek() const {
-    const uint64_t first = position_ / 8;
+    const auto first = static_cast<size_t>(position_ / 8);
     uint64_t word = 0;
-    if (first < bytes_.size()) {
-      const size_t offset = static_cast<size_t>(first);
-      std::memcpy(&word, bytes_.data() + offset, std::min<size_t>(8, bytes_.size() - offset));
+    if (first + sizeof(word) <= bytes_.size()) {
+      std::memcpy(&word, bytes_.data() + first, sizeof(word));
+    } else if (first < bytes_.size()) {
+      std::memcpy(&word, bytes_.data() + first, bytes_.size() - first);
     }
     return word >> (position_ % 8);
   }

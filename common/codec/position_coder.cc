@@ -11,7 +11,9 @@ namespace {
 
 constexpr int kMaxRiceParameter = 30;
 constexpr int kRiceParameterBits = 5;
-constexpr int64_t kLearnFully = 16;  // so many gaps count alike, then the last 16 count most
+// So many gaps count alike, then the last 16 count most.
+constexpr int kLearnFullyLog2 = 4;
+constexpr int64_t kLearnFully = int64_t{1} << kLearnFullyLog2;
 
 absl::Status BadGap(uint64_t index, uint64_t count) {
   return absl::InvalidArgumentError(
@@ -48,9 +50,13 @@ GapModel::Level& GapModel::Current(int* low_bits) {
 
 void GapModel::Learn(uint32_t gap) {
   const int64_t scaled = static_cast<int64_t>(gap) << 8;
-  const int64_t weight = std::min(seen_ + 2, kLearnFully);
-  // Towards minus infinity on both sides.
   const int64_t step = scaled - mean_;
+  // Towards minus infinity on both sides, as a shift does.
+  if (seen_ + 2 >= kLearnFully) {
+    mean_ += step >> kLearnFullyLog2;
+    return;
+  }
+  const int64_t weight = seen_ + 2;
   mean_ += step >= 0 ? step / weight : -((-step + weight - 1) / weight);
   ++seen_;
 }

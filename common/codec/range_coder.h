@@ -138,9 +138,11 @@ class RangeDecoder {
 
  private:
   bool Split(uint64_t bound) {
+    // Without a branch: what is worth coding is not worth predicting.
     const bool one = code_ < bound;
-    code_ -= one ? 0 : bound;
-    range_ = one ? bound : range_ - bound;
+    const uint64_t zero_mask = static_cast<uint64_t>(one) - 1;
+    code_ -= bound & zero_mask;
+    range_ = bound + ((range_ - 2 * bound) & zero_mask);
     for (; range_ < internal::kRangeLow; range_ <<= 8) code_ = (code_ << 8) | Next();
     return one;
   }
