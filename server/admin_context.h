@@ -10,6 +10,8 @@
 
 #include <string>
 
+#include "absl/strings/string_view.h"
+
 namespace fedge {
 
 class Directory;
@@ -25,6 +27,10 @@ struct AdminContext {
   Membership* membership = nullptr;  // null: the server is insecure
   std::string caller;                // by the operator's certificate; empty: over the socket
 };
+
+// Who the audit log names: over the network the certificate's name, over the socket its user's own
+// word.
+std::string ActorOf(const AdminContext& context, absl::string_view own_word);
 
 }  // namespace fedge
 

@@ -15,7 +15,6 @@ namespace {
 
 constexpr size_t kPartBytes = size_t{1} << 20;
 constexpr uint64_t kMaxAuditRecords = 1000;  // a message's size
-constexpr size_t kMaxActorBytes = 64;
 
 absl::StatusOr<FederationCore*> FindCore(const AdminContext& context, const std::string& run_id) {
   FederationCore* const core =
@@ -24,16 +23,6 @@ absl::StatusOr<FederationCore*> FindCore(const AdminContext& context, const std:
   return absl::NotFoundError(run_id.empty()
                                  ? "the server's configuration has no run; name one with --run"
                                  : absl::StrCat("run '", run_id, "' is not served"));
-}
-
-// Who the audit log names: over the network the certificate's name, over the socket its user's own
-// word.
-std::string ActorOf(const AdminContext& context, const v1::ModelDecision& request) {
-  if (!context.caller.empty()) return context.caller;
-  std::string actor = request.actor().substr(0, kMaxActorBytes);
-  const auto is_bad = [](char c) { return static_cast<unsigned char>(c) - 0x20u >= 0x5Fu; };
-  std::replace_if(actor.begin(), actor.end(), is_bad, '?');
-  return actor.empty() ? "operator" : actor;
 }
 
 v1::ModelInfo InfoOf(const VersionRecord& version, uint64_t served) {
@@ -101,7 +90,7 @@ absl::StatusOr<v1::ModelInfo> ModelShow(const AdminContext& context, const v1::M
 absl::StatusOr<v1::ModelInfo> ModelPromote(const AdminContext& context,
                                            const v1::ModelDecision& request) {
   ASSIGN_OR_RETURN(FederationCore* const core, FindCore(context, request.run_id()));
-  RETURN_IF_ERROR(core->Promote(ActorOf(context, request)));
+  RETURN_IF_ERROR(core->Promote(ActorOf(context, request.actor())));
   v1::ModelRef served;
   served.set_run_id(core->plan().run_id);
   return ModelShow(context, served);
@@ -113,7 +102,7 @@ absl::StatusOr<v1::ModelInfo> ModelRollback(const AdminContext& context,
   v1::ModelRef made;
   made.set_run_id(core->plan().run_id);
   ASSIGN_OR_RETURN(const uint64_t number,
-                   core->Rollback(request.version(), ActorOf(context, request)));
+                   core->Rollback(request.version(), ActorOf(context, request.actor())));
   made.set_version(number);
   return ModelShow(context, made);
 }

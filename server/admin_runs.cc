@@ -98,6 +98,7 @@ absl::StatusOr<v1::RunCreateResponse> RunCreate(const AdminContext& context,
   NewRun run;
   run.file = request.file();
   run.validate_only = request.validate_only();
+  run.actor = ActorOf(context, request.actor());
   return Create(context, run);
 }
 
@@ -111,6 +112,7 @@ absl::StatusOr<v1::RunCreateResponse> RunClone(const AdminContext& context,
   run.parent_run = request.parent_run();
   if (request.has_parent_version()) run.parent_version = request.parent_version();
   run.validate_only = request.validate_only();
+  run.actor = ActorOf(context, request.actor());
   return Create(context, run);
 }
 
@@ -141,15 +143,18 @@ absl::StatusOr<v1::RunShowResponse> RunShow(const AdminContext& context,
 }
 
 absl::StatusOr<v1::RunInfo> RunPause(const AdminContext& context, const v1::RunRef& request) {
-  return InfoOf(context, context.federation->PauseRun(request.run_id()));
+  return InfoOf(context,
+                context.federation->PauseRun(request.run_id(), ActorOf(context, request.actor())));
 }
 
 absl::StatusOr<v1::RunInfo> RunResume(const AdminContext& context, const v1::RunRef& request) {
-  return InfoOf(context, context.federation->ResumeRun(request.run_id()));
+  return InfoOf(context,
+                context.federation->ResumeRun(request.run_id(), ActorOf(context, request.actor())));
 }
 
 absl::StatusOr<v1::RunInfo> RunStop(const AdminContext& context, const v1::RunRef& request) {
-  return InfoOf(context, context.federation->StopRun(request.run_id()));
+  return InfoOf(context,
+                context.federation->StopRun(request.run_id(), ActorOf(context, request.actor())));
 }
 
 absl::StatusOr<v1::RunInfo> RunNow(const AdminContext& context, const v1::RunRef& request) {

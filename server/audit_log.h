@@ -21,6 +21,7 @@
 namespace fedge {
 
 inline constexpr char kServerActor[] = "server";
+inline constexpr char kAnOperator[] = "operator";  // who did not say who
 
 struct AuditEntry {
   absl::Time when;

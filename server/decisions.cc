@@ -69,18 +69,13 @@ AuditEntry RefusalEntry(absl::string_view run, const RefusedRound& round) {
                             ",\"reason\":", Quoted(round.reason), GateMember(round.decision), "}"));
 }
 
-AuditEntry RunStateEntry(absl::string_view run, RunState state, absl::Time when) {
-  switch (state) {
-    case RunState::kRunning:
-      return Entry(run, when, "operator", "resume", "{}");
-    case RunState::kPaused:
-      return Entry(run, when, "operator", "pause", "{}");
-    case RunState::kStopped:
-      return Entry(run, when, "operator", "stop", "{}");
-    case RunState::kFinished:
-      break;
-  }
-  return Entry(run, when, "", "finish", "{}");
+AuditEntry RunStateEntry(absl::string_view run, RunState state, absl::string_view actor,
+                         absl::Time when) {
+  absl::string_view action = "finish";
+  if (state == RunState::kRunning) action = "resume";
+  if (state == RunState::kPaused) action = "pause";
+  if (state == RunState::kStopped) action = "stop";
+  return Entry(run, when, std::string(actor), action, "{}");
 }
 
 AuditEntry QuarantineEntry(absl::string_view run, const ParticipationRecord& record) {

@@ -14,7 +14,8 @@ AuditEntry PublicationEntry(absl::string_view run, const VersionRecord& version)
 // "refuse".
 AuditEntry RefusalEntry(absl::string_view run, const RefusedRound& round);
 // "pause", "resume" and "stop" by an operator, "finish" by the server.
-AuditEntry RunStateEntry(absl::string_view run, RunState state, absl::Time when);
+AuditEntry RunStateEntry(absl::string_view run, RunState state, absl::string_view actor,
+                         absl::Time when);
 // "quarantine".
 AuditEntry QuarantineEntry(absl::string_view run, const ParticipationRecord& record);
 

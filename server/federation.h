@@ -54,6 +54,7 @@ struct NewRun {
   std::string parent_run;                  // cloned from; empty: none
   std::optional<uint64_t> parent_version;  // that version 0 is; absent: a new one
   bool validate_only = false;
+  std::string actor{kAnOperator};  // who wants it, for the audit log
 };
 
 // A run as the store knows it, and what serves it.
@@ -96,9 +97,10 @@ class Federation : public DeviceRequests {
   };
   absl::StatusOr<Created> CreateRun(const NewRun& run);
   // NotFound: no such run. FailedPrecondition: it is over, or cannot be taken up.
-  absl::StatusOr<RunView> PauseRun(absl::string_view run_id);
-  absl::StatusOr<RunView> ResumeRun(absl::string_view run_id);
-  absl::StatusOr<RunView> StopRun(absl::string_view run_id);
+  absl::StatusOr<RunView> PauseRun(absl::string_view run_id, absl::string_view actor = kAnOperator);
+  absl::StatusOr<RunView> ResumeRun(absl::string_view run_id,
+                                    absl::string_view actor = kAnOperator);
+  absl::StatusOr<RunView> StopRun(absl::string_view run_id, absl::string_view actor = kAnOperator);
   absl::StatusOr<std::vector<RunView>> ListRuns();  // oldest first
   absl::StatusOr<RunView> FindRun(absl::string_view run_id);
   // The configuration of a run, as CreateRun takes it.
@@ -169,7 +171,8 @@ class Federation : public DeviceRequests {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(changing_);
   v1::ServerConfig EffectiveConfig(const v1::ServerConfig& stored) const;
 
-  absl::StatusOr<RunView> ChangeState(absl::string_view run_id, RunState state);
+  absl::StatusOr<RunView> ChangeState(absl::string_view run_id, RunState state,
+                                      absl::string_view actor);
   void Announce(absl::string_view run_id, absl::string_view kind, absl::string_view text);
   std::vector<Run*> Runs();  // oldest first
   std::vector<Run*> RunsOf(const Digest& base);

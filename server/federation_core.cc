@@ -189,7 +189,7 @@ absl::Status FederationCore::Handle(CoordinatorAction& action) {
     RETURN_IF_ERROR(store_->AbandonRound(plan_.run_id, *abandoned, clock_.Now()));
     for (ServerEvents* const events : options_.events) events->OnAbandoned(*abandoned);
   } else if (const auto* const completed = std::get_if<RunCompleted>(&action)) {
-    RETURN_IF_ERROR(store_->SetRunState(plan_.run_id, RunState::kFinished, clock_.Now()));
+    RETURN_IF_ERROR(store_->SetRunState(plan_.run_id, RunState::kFinished, "", clock_.Now()));
     for (ServerEvents* const events : options_.events) {
       events->OnFinished(completed->final_version);
     }

@@ -49,6 +49,7 @@ struct FederationCoreOptions {
   std::vector<ServerEvents*> events;  // called in this order
   std::string config;                 // for the record: serialized v1::ServerConfig
   bool by_operator = false;           // RunRecord's, so are these
+  std::string actor = "";             // who wanted the run, for the audit log; empty: the server
   std::string parent_run;
   std::optional<uint64_t> parent_version;
   absl::Duration tick_interval = absl::Milliseconds(200);  // zero: the owner calls Tick
@@ -110,11 +111,11 @@ class FederationCore : public DeviceRequests {
 
   // The life of the run: stored first, then in force. FailedPrecondition: the run is over.
   // A paused run gives no tasks, and the time its open round has left stands still; updates on the
-  // way are taken and may complete it.
-  absl::Status SetPaused(bool paused);
+  // way are taken and may complete it. `actor` is who the audit log names.
+  absl::Status SetPaused(bool paused, absl::string_view actor = kAnOperator);
   // For good: the open round is abandoned, a candidate refused, devices are told that the run is
   // over. Fine when it is.
-  absl::Status Stop();
+  absl::Status Stop(absl::string_view actor = kAnOperator);
   RunState state();
 
   // Deadlines, stale uploads, the node table. Called by an own thread every tick_interval.

@@ -142,6 +142,7 @@ absl::StatusOr<FederationCore*> Federation::Serve(RunSetup setup, const v1::Serv
   core_options.quota = quota_;
   core_options.by_operator = by_operator;
   if (created != nullptr) {
+    core_options.actor = created->actor;
     core_options.parent_run = created->parent_run;
     core_options.parent_version = created->parent_version;
   }
@@ -187,11 +188,13 @@ void Federation::Announce(absl::string_view run_id, absl::string_view kind,
 }
 
 // Of a run that is not served: only what the store says of it changes.
-absl::StatusOr<RunView> Federation::ChangeState(absl::string_view run_id, RunState state) {
+absl::StatusOr<RunView> Federation::ChangeState(absl::string_view run_id, RunState state,
+                                                absl::string_view actor) {
   absl::MutexLock changing(&changing_);
   ASSIGN_OR_RETURN(const RunView view, FindRun(run_id));
   if (view.core != nullptr) {  // it was taken up meanwhile
-    RETURN_IF_ERROR(state == RunState::kStopped ? view.core->Stop() : view.core->SetPaused(true));
+    RETURN_IF_ERROR(state == RunState::kStopped ? view.core->Stop(actor)
+                                                : view.core->SetPaused(true, actor));
     return FindRun(run_id);
   }
   const RunState now = view.entry.state;
@@ -202,7 +205,7 @@ absl::StatusOr<RunView> Federation::ChangeState(absl::string_view run_id, RunSta
     return absl::FailedPreconditionError(
         absl::StrCat("run '", run_id, "' is ", RunStateName(now), "; clone it to train on"));
   }
-  RETURN_IF_ERROR(store_->SetRunState(run_id, state, options_.clock->Now()));
+  RETURN_IF_ERROR(store_->SetRunState(run_id, state, actor, options_.clock->Now()));
   if (state == RunState::kStopped) {
     absl::MutexLock lock(&mutex_);
     unserved_[std::string(run_id)] = {true, ""};
@@ -210,25 +213,25 @@ absl::StatusOr<RunView> Federation::ChangeState(absl::string_view run_id, RunSta
   return FindRun(run_id);
 }
 
-absl::StatusOr<RunView> Federation::PauseRun(absl::string_view run_id) {
+absl::StatusOr<RunView> Federation::PauseRun(absl::string_view run_id, absl::string_view actor) {
   FederationCore* const core = Find(run_id);
-  if (core == nullptr) return ChangeState(run_id, RunState::kPaused);
+  if (core == nullptr) return ChangeState(run_id, RunState::kPaused, actor);
   const RunState before = core->state();
-  RETURN_IF_ERROR(core->SetPaused(true));
-  if (before != RunState::kPaused) Announce(run_id, "paused", "paused by an operator");
+  RETURN_IF_ERROR(core->SetPaused(true, actor));
+  if (before != RunState::kPaused) Announce(run_id, "paused", absl::StrCat("paused by ", actor));
   return FindRun(run_id);
 }
 
-absl::StatusOr<RunView> Federation::StopRun(absl::string_view run_id) {
+absl::StatusOr<RunView> Federation::StopRun(absl::string_view run_id, absl::string_view actor) {
   FederationCore* const core = Find(run_id);
-  if (core == nullptr) return ChangeState(run_id, RunState::kStopped);
+  if (core == nullptr) return ChangeState(run_id, RunState::kStopped, actor);
   const RunState before = core->state();
-  RETURN_IF_ERROR(core->Stop());
-  if (!IsOver(before)) Announce(run_id, "stopped", "stopped by an operator");
+  RETURN_IF_ERROR(core->Stop(actor));
+  if (!IsOver(before)) Announce(run_id, "stopped", absl::StrCat("stopped by ", actor));
   return FindRun(run_id);
 }
 
-absl::StatusOr<RunView> Federation::ResumeRun(absl::string_view run_id) {
+absl::StatusOr<RunView> Federation::ResumeRun(absl::string_view run_id, absl::string_view actor) {
   FederationCore* core = Find(run_id);
   if (core == nullptr) {
     absl::MutexLock changing(&changing_);
@@ -246,8 +249,8 @@ absl::StatusOr<RunView> Federation::ResumeRun(absl::string_view run_id) {
     }
   }
   const RunState before = core->state();
-  RETURN_IF_ERROR(core->SetPaused(false));
-  if (before != RunState::kRunning) Announce(run_id, "resumed", "resumed by an operator");
+  RETURN_IF_ERROR(core->SetPaused(false, actor));
+  if (before != RunState::kRunning) Announce(run_id, "resumed", absl::StrCat("resumed by ", actor));
   return FindRun(run_id);
 }
 

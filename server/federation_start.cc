@@ -70,7 +70,9 @@ absl::StatusOr<ModelState> FederationCore::LoadOrCreateVersion(const LoraAdapter
   ModelState state{initial, {}, 0, {}};
   ASSIGN_OR_RETURN(Downlink::Version version, downlink_.Start(initial));
   absl::MutexLock storing(&actions_mutex_);
-  RETURN_IF_ERROR(StoreVersion(state, VersionRecord(), std::move(version), {}).status());
+  VersionRecord record;
+  record.actor = options_.actor;
+  RETURN_IF_ERROR(StoreVersion(state, std::move(record), std::move(version), {}).status());
   return state;
 }
 

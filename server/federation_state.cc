@@ -15,7 +15,7 @@ uint64_t FederationCore::round() {
   return coordinator_->round();
 }
 
-absl::Status FederationCore::SetPaused(bool paused) {
+absl::Status FederationCore::SetPaused(bool paused, absl::string_view actor) {
   RETURN_IF_ERROR(CheckServing());
   {
     absl::MutexLock storing(&actions_mutex_);  // a run comes to its end under this lock
@@ -25,7 +25,7 @@ absl::Status FederationCore::SetPaused(bool paused) {
           "run '", plan_.run_id, "' is ", RunStateName(now), "; clone it to train on"));
     }
     const RunState next = paused ? RunState::kPaused : RunState::kRunning;
-    RETURN_IF_ERROR(CheckStored(store_->SetRunState(plan_.run_id, next, clock_.Now())));
+    RETURN_IF_ERROR(CheckStored(store_->SetRunState(plan_.run_id, next, actor, clock_.Now())));
     RETURN_IF_ERROR(FEDGE_FAILPOINT("core.pause.stored"));
     absl::MutexLock lock(&mutex_);
     run_clock_.SetPaused(paused);
@@ -34,13 +34,13 @@ absl::Status FederationCore::SetPaused(bool paused) {
   return ProcessActions();
 }
 
-absl::Status FederationCore::Stop() {
+absl::Status FederationCore::Stop(absl::string_view actor) {
   RETURN_IF_ERROR(CheckServing());
   {
     absl::MutexLock storing(&actions_mutex_);
     if (state() == RunState::kFinished) return absl::OkStatus();
     RETURN_IF_ERROR(
-        CheckStored(store_->SetRunState(plan_.run_id, RunState::kStopped, clock_.Now())));
+        CheckStored(store_->SetRunState(plan_.run_id, RunState::kStopped, actor, clock_.Now())));
     RETURN_IF_ERROR(FEDGE_FAILPOINT("core.stop.stored"));
     absl::MutexLock lock(&mutex_);
     RefuseCandidate("the run was stopped");

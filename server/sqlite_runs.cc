@@ -95,7 +95,8 @@ absl::StatusOr<RunState> SqliteStore::GetRunState(absl::string_view run) {
   return static_cast<RunState>(query.Int(0));
 }
 
-absl::Status SqliteStore::SetRunState(absl::string_view run, RunState state, absl::Time when) {
+absl::Status SqliteStore::SetRunState(absl::string_view run, RunState state,
+                                      absl::string_view actor, absl::Time when) {
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(CheckUsable());
   const auto set = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) -> absl::Status {
@@ -107,7 +108,7 @@ absl::Status SqliteStore::SetRunState(absl::string_view run, RunState state, abs
                      update.Bind(static_cast<int64_t>(state)).Bind(run).Step());
     if (!is_change) return absl::OkStatus();
     update.Reset();
-    RETURN_IF_ERROR(InsertAudit(RunStateEntry(run, state, when)));
+    RETURN_IF_ERROR(InsertAudit(RunStateEntry(run, state, actor, when)));
     std::vector<Digest> gone;
     if (state == RunState::kStopped || state == RunState::kFinished) {
       ASSIGN_OR_RETURN(const uint64_t last, LastRoundOf(run));

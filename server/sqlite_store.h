@@ -37,7 +37,8 @@ class SqliteStore : public Store, public Directory {
 
   absl::Status OpenRun(const RunRecord& run) override;
   absl::StatusOr<RunState> GetRunState(absl::string_view run) override;
-  absl::Status SetRunState(absl::string_view run, RunState state, absl::Time when) override;
+  absl::Status SetRunState(absl::string_view run, RunState state, absl::string_view actor,
+                           absl::Time when) override;
   absl::StatusOr<std::optional<VersionRecord>> LatestVersion(absl::string_view run) override;
   absl::StatusOr<std::vector<VersionRecord>> ListVersions(absl::string_view run) override;
   absl::StatusOr<uint64_t> LastRound(absl::string_view run) override;

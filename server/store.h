@@ -138,7 +138,8 @@ class Store : public AuditLog {
   virtual absl::StatusOr<RunState> GetRunState(absl::string_view run) = 0;
   // A change is on record in the audit log, in the same transaction. The bytes of updates that an
   // abandoned round left go with the end of the run.
-  virtual absl::Status SetRunState(absl::string_view run, RunState state, absl::Time when) = 0;
+  virtual absl::Status SetRunState(absl::string_view run, RunState state, absl::string_view actor,
+                                   absl::Time when) = 0;
   virtual absl::StatusOr<std::optional<VersionRecord>> LatestVersion(absl::string_view run) = 0;
   virtual absl::StatusOr<std::vector<VersionRecord>> ListVersions(absl::string_view run) = 0;
   virtual absl::StatusOr<uint64_t> LastRound(absl::string_view run) = 0;  // 0: none was started

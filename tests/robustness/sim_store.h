@@ -43,11 +43,12 @@ class SimStore : public Store {
     return Write([&] { disk_.has_run = true; });
   }
   absl::StatusOr<RunState> GetRunState(absl::string_view) override { return disk_.state; }
-  absl::Status SetRunState(absl::string_view run, RunState state, absl::Time when) override {
+  absl::Status SetRunState(absl::string_view run, RunState state, absl::string_view actor,
+                           absl::Time when) override {
     if (disk_.state == state) return absl::OkStatus();
     return Write([&] {
       disk_.state = state;
-      Append(RunStateEntry(run, state, when));
+      Append(RunStateEntry(run, state, actor, when));
     });
   }
   absl::StatusOr<std::optional<VersionRecord>> LatestVersion(absl::string_view) override {

@@ -105,6 +105,22 @@ TEST_F(FederationTest, ANodeThatWaitsMeasuresWhatARunWouldPublish) {
   EXPECT_EQ(CheckIn("a", "first").assignment().run_id(), "first");
 }
 
+TEST_F(FederationTest, TheRecordSaysWhoWantedARun) {
+  NewRun run;
+  run.file = Config("second", 1);
+  run.actor = "alice";
+  ASSERT_TRUE(federation_->CreateRun(run).ok());
+  ASSERT_TRUE(federation_->PauseRun("second", "bob").ok());
+  std::vector<std::string> actors;
+  for (const char* action : {"start", "pause"}) {
+    const std::vector<AuditRecord> records = federation_->store().ListAuditOf(action).value();
+    for (const AuditRecord& record : records) {
+      actors.push_back(absl::StrCat(record.entry.run_id, " ", record.entry.actor));
+    }
+  }
+  EXPECT_THAT(actors, ::testing::ElementsAre("first server", "second alice", "second bob"));
+}
+
 TEST_F(FederationTest, SignsTheVersionsOfAllRunsWithOneKey) {
   ASSERT_TRUE(Create(Config("second", 1)).ok());
   const std::string key = federation_->signing_key().public_key();

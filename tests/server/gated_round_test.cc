@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <fstream>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/failpoint.h"
 #include "server/sqlite_db.h"
 #include "tests/server/federation_test_rig.h"
@@ -233,13 +234,15 @@ TEST_F(GatedRoundTest, AStopRefusesTheCandidate) {
 TEST_F(GatedRoundTest, WhatOperatorsDoToTheRunIsOnRecordOnce) {
   rig.CheckInAll(4);
   for (const bool paused : {true, true, false, false}) {
-    ASSERT_TRUE(rig.core->SetPaused(paused).ok());
+    ASSERT_TRUE(rig.core->SetPaused(paused, paused ? "alice" : kAnOperator).ok());
   }
-  const std::vector<AuditRecord> audit = Audit();
-  ASSERT_EQ(audit.size(), 3u);
-  EXPECT_EQ(audit[1].entry.action, "pause");
-  EXPECT_EQ(audit[2].entry.action, "resume");
-  EXPECT_EQ(audit[2].entry.actor, "operator");
+  ASSERT_TRUE(rig.core->Stop("bob").ok());
+  std::vector<std::string> record;
+  for (const AuditRecord& audit : Audit()) {
+    record.push_back(absl::StrCat(audit.entry.actor, ": ", audit.entry.action));
+  }
+  EXPECT_THAT(record, ::testing::ElementsAre("server: start", "alice: pause", "operator: resume",
+                                             "bob: stop"));
 }
 
 class RollbackTest : public GatedRoundTest {

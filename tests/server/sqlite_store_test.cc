@@ -145,7 +145,7 @@ TEST(SqliteStoreTest, ARunWithoutAVersionIsNone) {
   other.parent_version = 3;
   ASSERT_TRUE(store->OpenRun(other).ok());  // nothing is lost
   ASSERT_TRUE(Publish(*store, 0).ok());
-  ASSERT_TRUE(store->SetRunState(kRun, RunState::kPaused, absl::UnixEpoch()).ok());
+  ASSERT_TRUE(store->SetRunState(kRun, RunState::kPaused, "alice", absl::UnixEpoch()).ok());
   store.reset();
   store = OpenOrDie(dir, other);
   const std::vector<RunEntry> runs = *store->ListRuns();

@@ -213,9 +213,9 @@ TEST(SqliteUpdatesTest, CarriesUpdatesOnFromAttemptToAttempt) {
   ASSERT_EQ(carried.size(), 1u);
   EXPECT_EQ(carried[0].round, 1u);
   EXPECT_EQ(carried[0].node_id, "node-01");
-  ASSERT_TRUE(store->SetRunState(kRun, RunState::kPaused, At(7)).ok());
+  ASSERT_TRUE(store->SetRunState(kRun, RunState::kPaused, "alice", At(7)).ok());
   EXPECT_EQ(BlobsIn(dir).size(), 1u);
-  ASSERT_TRUE(store->SetRunState(kRun, RunState::kStopped, At(7)).ok());
+  ASSERT_TRUE(store->SetRunState(kRun, RunState::kStopped, "alice", At(7)).ok());
   EXPECT_EQ(BlobsIn(dir).size(), 0u);
   EXPECT_TRUE(store->ListFolded(kRun, 3)->empty());
 }

@@ -1,5 +1,4 @@
 // fedge models: what runs have published, what was decided about it, and operators who decide.
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -73,8 +72,7 @@ v1::ModelDecision DecisionOf(const ModelsOptions& options) {
   v1::ModelDecision decision;
   decision.set_run_id(options.run);
   decision.set_version(options.version.value_or(0));
-  const char* const user = std::getenv("USER");
-  if (user != nullptr) decision.set_actor(user);
+  decision.set_actor(LocalUser());
   return decision;
 }
 

@@ -68,6 +68,7 @@ void PrintCreated(const v1::RunCreateResponse& response, const RunOptions& optio
 
 absl::Status RunCreate(const RunOptions& options, CommandContext& context) {
   v1::RunCreateRequest request;
+  request.set_actor(LocalUser());
   request.set_validate_only(options.dry_run);
   ConfigPlaces places;
   RETURN_IF_ERROR(ReadRunFile(options, context, *request.mutable_file(), places));
@@ -105,6 +106,7 @@ absl::Status RunClone(const RunOptions& options, CommandContext& context) {
   show.set_run_id(options.parent);
   ASSIGN_OR_RETURN(const v1::RunShowResponse parent, link->RunShow(show));
   v1::RunCloneRequest request;
+  request.set_actor(LocalUser());
   request.set_parent_run(options.parent);
   request.set_validate_only(options.dry_run);
   ASSIGN_OR_RETURN(const std::optional<uint64_t> version, ParentVersion(options, parent.run()));
@@ -186,6 +188,7 @@ absl::Status RunChange(Change change, const RunOptions& options, CommandContext&
   ASSIGN_OR_RETURN(const std::unique_ptr<AdminLink> link, AdminLink::Connect(options.server));
   v1::RunRef request;
   request.set_run_id(options.run_id);
+  request.set_actor(LocalUser());
   ASSIGN_OR_RETURN(const v1::RunInfo run, (link.get()->*change)(request));
   if (options.format == OutputFormat::kJson) {
     context.PrintJson(ProtoJson(run));

@@ -3,6 +3,7 @@
 #define FEDGE_TOOLS_FEDGE_SERVER_OPTION_H_
 
 #include <CLI/CLI.hpp>
+#include <cstdlib>
 #include <string>
 
 namespace fedge {
@@ -14,6 +15,12 @@ struct ServerOption {
 };
 
 // --server and --identity, or $FEDGE_SERVER and $FEDGE_IDENTITY.
+// Who asks, for the audit log; empty where it is not known. The server believes a certificate more.
+inline std::string LocalUser() {
+  const char* const user = std::getenv("USER");
+  return user == nullptr ? "" : user;
+}
+
 inline void AddServerOption(CLI::App* command, ServerOption& server) {
   command
       ->add_option("--server", server.address,

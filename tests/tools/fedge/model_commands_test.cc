@@ -91,15 +91,21 @@ TEST_F(ModelCommandsTest, OverTheNetworkTheCertificateSaysWhoDecided) {
   Start();
   const std::string alice = absl::StrCat(dir_, "/alice.pem");
   ASSERT_EQ(Admin({"operator", "certify", "alice", "--out", alice}).code, 0);
-  const FedgeRun back = Run({"models", "rollback", "1", "--identity", alice, "--server",
-                             absl::StrCat("127.0.0.1:", server_->admin_tcp_port())});
-  EXPECT_EQ(back.code, 0) << back.err;
-  std::string actor;
+  const std::string address = absl::StrCat("127.0.0.1:", server_->admin_tcp_port());
+  const auto as_alice = [&](std::vector<std::string> command) {
+    command.insert(command.end(), {"--identity", alice, "--server", address});
+    const FedgeRun done = Run(command);
+    EXPECT_EQ(done.code, 0) << done.err;
+  };
+  as_alice({"models", "rollback", "1"});
+  as_alice({"run", "pause", "default"});
+  as_alice({"run", "stop", "default"});
+  std::vector<std::string> hers;
   const nlohmann::json log = Json({"models", "audit"});
   for (const nlohmann::json& record : log["records"]) {
-    if (record["action"] == "rollback") actor = record["actor"];
+    if (record["actor"] == "alice") hers.push_back(record["action"]);
   }
-  EXPECT_EQ(actor, "alice");
+  EXPECT_THAT(hers, ::testing::ElementsAre("rollback", "pause", "stop"));
 }
 
 TEST_F(ModelCommandsTest, ExportsWhatDevicesHold) {
