@@ -139,9 +139,9 @@ class SystemCommandRunner : public CommandRunner {
     }
     pid_t pid = 0;
     const int error = Spawn(argv, out, err, &pid);
-    if (error == ENOENT || error == EACCES) {
-      return absl::NotFoundError(absl::StrCat("program ", argv[0], " not found"));
-    }
+    const absl::Status not_found =
+        absl::NotFoundError(absl::StrCat("program ", argv[0], " not found"));
+    if (error == ENOENT || error == EACCES) return not_found;
     if (error != 0) {
       return absl::ResourceExhaustedError(
           absl::StrCat("cannot start ", argv[0], ": ", std::strerror(error)));
@@ -153,6 +153,10 @@ class SystemCommandRunner : public CommandRunner {
     if (!read.ok()) kill(pid, SIGKILL);
     output.exit_code = WaitFor(pid);
     RETURN_IF_ERROR(read);
+    // POSIX lets posix_spawn say it that way as well, and under qemu it does.
+    if (output.exit_code == 127 && output.text.empty() && output.error_text.empty()) {
+      return not_found;
+    }
     return output;
   }
 };
