@@ -36,12 +36,6 @@ constexpr absl::Duration kLineInterval = absl::Minutes(1);
 constexpr int kBacklog = 1024;
 constexpr int kAcceptsAtATime = 256;  // then those that are open are looked at
 
-size_t MaxConnections() {
-  rlimit limit = {};
-  // Two descriptors each, and half of all for everything else.
-  return getrlimit(RLIMIT_NOFILE, &limit) == 0 ? limit.rlim_cur / 4 : 250;
-}
-
 // As gRPC names it: "ipv4:10.0.0.7:5123", "ipv6:[2001:db8::1]:443"; empty: no longer connected.
 std::string PeerOf(int fd) {
   sockaddr_storage storage = {};
@@ -123,10 +117,22 @@ int PortOf(int fd) {
                    : reinterpret_cast<const sockaddr_in&>(storage).sin_port);
 }
 
+// One address cannot fill the listener by itself.
+ConnectionGateOptions Bounded(ConnectionGateOptions options) {
+  options.burst = std::min(options.burst, static_cast<double>(options.max_connections) / 2);
+  return options;
+}
+
 }  // namespace
 
+size_t ConnectionsWithin(double share) {
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) limit.rlim_cur = 1024;  // what most systems give
+  return static_cast<size_t>(static_cast<double>(limit.rlim_cur) * share / 2);
+}
+
 ConnectionGate::ConnectionGate(ConnectionGateOptions options)
-    : options_(std::move(options)), max_connections_(MaxConnections()) {}
+    : options_(Bounded(std::move(options))) {}
 
 absl::StatusOr<std::unique_ptr<ConnectionGate>> ConnectionGate::Listen(
     ConnectionGateOptions options) {
@@ -230,28 +236,38 @@ void ConnectionGate::Accept(int listener) {
       close(fd);
       continue;
     }
-    if (Enter(fd, peer, now)) {
+    const absl::Status entered = Enter(fd, peer, now);
+    if (entered.ok()) {
       sink_(fd);
     } else {
-      TurnAway(fd, peer, now);
+      TurnAway(fd, entered, now);
     }
   }
 }
 
-bool ConnectionGate::Enter(int fd, const std::string& peer, absl::Duration now) {
+absl::Status ConnectionGate::Enter(int fd, const std::string& peer, absl::Duration now) {
   const std::string address = PeerAddress(peer);
   absl::MutexLock lock(&mutex_);
-  if (connections_.size() >= max_connections_ || !Admit(address, now)) return false;
+  if (connections_.size() >= options_.max_connections) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(options_.max_connections,
+                     " are open, all that this listener's share of the process's file "
+                     "descriptors is for (LimitNOFILE, ulimit -n)"));
+  }
+  if (!Admit(address, now)) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("of ", address, " are too many that no call came of"));
+  }
   const int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-  if (own < 0) return false;
+  if (own < 0) return absl::ResourceExhaustedError("the process has no file descriptor left");
   Connection& connection = connections_[peer];
   if (connection.fd >= 0) close(connection.fd);  // one before it, of the same port
   connection = {.fd = own, .address = address, .since = now};
-  return true;
+  return absl::OkStatus();
 }
 
 // With a reset: nothing of it stays here.
-void ConnectionGate::TurnAway(int fd, const std::string& peer, absl::Duration now) {
+void ConnectionGate::TurnAway(int fd, const absl::Status& reason, absl::Duration now) {
   const linger at_once = {1, 0};
   setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
   close(fd);
@@ -259,9 +275,7 @@ void ConnectionGate::TurnAway(int fd, const std::string& peer, absl::Duration no
   if (now < next_line_) return;
   next_line_ = now + kLineInterval;
   LogWarning(options_.name, ": turns connections away (", std::exchange(turned_away_, 0),
-             " since the last such line; now of ", PeerAddress(peer),
-             "): too many there without a call, or more than this process has file descriptors "
-             "for");
+             " since the last such line): ", reason.message());
 }
 
 ConnectionGate::Account& ConnectionGate::Refill(Account& account, absl::Duration now) const {

@@ -8,7 +8,8 @@
 //   other: a connection is taken off with its first call.
 // - A connection with nothing of it in hand (no call that the server works for, no message come in)
 //   is cut after kPatience, unless bytes keep coming at a link's pace.
-// - Connections are as many as the process has file descriptors for.
+// - All addresses together may have max_connections, of which one gets half at most: the process's
+//   file descriptors are finite, and shared out between the listeners.
 #ifndef FEDGE_SERVER_CONNECTION_GATE_H_
 #define FEDGE_SERVER_CONNECTION_GATE_H_
 
@@ -21,6 +22,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
@@ -34,8 +36,13 @@ struct ConnectionGateOptions {
   bool calls_pay = true;           // a call takes its connection off the address's account
   double burst = 300;              // connections without a call, of one address
   double per_second = 5;           // given back; a TLS handshake costs some 2.6 ms
+  size_t max_connections = 250;    // of all addresses; see ConnectionsWithin
   size_t max_addresses = 100'000;  // followed at a time
 };
+
+// As many connections as `share` of the file descriptors that this process may have is good for:
+// two each, gRPC's and the gate's.
+size_t ConnectionsWithin(double share);
 
 // Thread-safe.
 class ConnectionGate {
@@ -84,17 +91,17 @@ class ConnectionGate {
   absl::Status Bind();
   void Run();
   void Accept(int listener);
-  // Whether the connection may come in; false: nothing of it is kept.
-  bool Enter(int fd, const std::string& peer, absl::Duration now);
+  // OK: the connection may come in. ResourceExhausted, with a reason for the log: it may not, and
+  // nothing of it is kept.
+  absl::Status Enter(int fd, const std::string& peer, absl::Duration now);
   bool Admit(const std::string& address, absl::Duration now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   Account& Refill(Account& account, absl::Duration now) const;
   void Sweep(absl::Duration now);
   void Begin(const std::string& peer);
   void End(const std::string& peer);
-  void TurnAway(int fd, const std::string& peer, absl::Duration now);
+  void TurnAway(int fd, const absl::Status& reason, absl::Duration now);
 
   const ConnectionGateOptions options_;
-  const size_t max_connections_;
   std::vector<int> listeners_;
   int wake_fd_ = -1;
   int port_ = 0;

@@ -16,6 +16,7 @@
 #include "common/base/status.h"
 #include "server/admin_context.h"
 #include "server/admin_service.h"
+#include "server/grpc_gate.h"
 #include "server/grpc_security.h"
 #include "server/membership.h"
 
@@ -27,17 +28,29 @@ constexpr int kMaxThreads = 64;  // calls at a time, streams included
 constexpr int kMaxMessageBytes = 16 << 20;
 constexpr auto kGrace = std::chrono::seconds(1);
 
+// Operators' programs that are gone are let go; a stream that is open and answers pings stays.
+void SetNetworkLimits(grpc::ServerBuilder& builder) {
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, 10'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 8000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 4000);
+}
+
 }  // namespace
 
 struct GrpcAdmin::State {
   explicit State(const AdminContext& context) : service(MakeAdminService(context, stopping)) {}
 
-  // Listens on `address`, a null server if it cannot.
-  void Listen(const std::string& address,
-              const std::shared_ptr<grpc::ServerCredentials>& credentials) {
+  // On `path`, or behind `gate`; a null server if it cannot.
+  void Listen(const std::shared_ptr<grpc::ServerCredentials>& credentials) {
     grpc::ServerBuilder builder;
     std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> factories;
     factories.push_back(calls->MakeInterceptors());
+    if (gate != nullptr) {
+      factories.push_back(MakeWorkInterceptors(*gate));
+      SetNetworkLimits(builder);
+    } else {
+      builder.AddListeningPort(absl::StrCat("unix:", path), credentials);
+    }
     builder.experimental().SetInterceptorCreators(std::move(factories));
     builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
     builder.SetMaxSendMessageSize(kMaxMessageBytes);
@@ -48,12 +61,11 @@ struct GrpcAdmin::State {
     quota.SetMaxThreads(kMaxThreads);
     builder.SetResourceQuota(quota);
     builder.RegisterService(service.get());
-    builder.AddListeningPort(address, credentials, &port);
-    server = builder.BuildAndStart();
+    server = StartBehind(gate.get(), builder, credentials);
   }
 
-  std::string path;  // of the socket; empty: TCP
-  int port = 0;
+  std::string path;                      // of the socket; empty: TCP
+  std::unique_ptr<ConnectionGate> gate;  // of TCP
   const std::shared_ptr<LiveCalls> calls = std::make_shared<LiveCalls>();
   std::atomic<bool> stopping{false};
   std::unique_ptr<grpc::Service> service;
@@ -65,7 +77,7 @@ GrpcAdmin::GrpcAdmin(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
 GrpcAdmin::~GrpcAdmin() { Shutdown(); }
 
-int GrpcAdmin::port() const { return state_->path.empty() ? state_->port : 0; }
+int GrpcAdmin::port() const { return state_->gate == nullptr ? 0 : state_->gate->port(); }
 
 absl::StatusOr<std::unique_ptr<GrpcAdmin>> GrpcAdmin::ListenOnSocket(const AdminContext& context,
                                                                      const std::string& path) {
@@ -79,7 +91,7 @@ absl::StatusOr<std::unique_ptr<GrpcAdmin>> GrpcAdmin::ListenOnSocket(const Admin
   // The mode must be right from the first moment on. Files that other threads make meanwhile are
   // only more private than usual.
   const mode_t before = umask(0177);
-  state->Listen(absl::StrCat("unix:", path), grpc::InsecureServerCredentials());
+  state->Listen(grpc::InsecureServerCredentials());
   umask(before);
   if (state->server == nullptr) {
     return absl::FailedPreconditionError(
@@ -92,22 +104,20 @@ absl::StatusOr<std::unique_ptr<GrpcAdmin>> GrpcAdmin::ListenOnSocket(const Admin
 absl::StatusOr<std::unique_ptr<GrpcAdmin>> GrpcAdmin::ListenOnPort(const AdminContext& context,
                                                                    const std::string& address) {
   auto state = std::make_unique<State>(context);
+  ASSIGN_OR_RETURN(state->gate, OpenGate(address, kAdminGate));
   context.membership->AddRevocationListener(
       [calls = std::weak_ptr<LiveCalls>(state->calls)](absl::string_view subject) {
         if (const std::shared_ptr<LiveCalls> live = calls.lock()) live->End(subject);
       });
-  state->Listen(address, MakeTlsCredentials(ListenerKind::kAdmin, *context.membership));
-  if (state->server == nullptr || state->port == 0) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("admin_tcp_listen: cannot listen on ", address,
-                     ": the port is in use or the address is not this machine's; choose another"));
-  }
+  state->Listen(MakeTlsCredentials(ListenerKind::kAdmin, *context.membership));
+  if (state->server == nullptr) return CannotListen(kAdminGate.field, address);
   return std::unique_ptr<GrpcAdmin>(new GrpcAdmin(std::move(state)));
 }
 
 void GrpcAdmin::Shutdown() {
   std::call_once(state_->shut_down, [&] {
     state_->stopping = true;
+    if (state_->gate != nullptr) state_->gate->Stop();
     if (state_->server == nullptr) return;
     state_->server->Shutdown(std::chrono::system_clock::now() + kGrace);
     state_->server->Wait();

@@ -22,6 +22,7 @@
 #include "server/device_requests.h"
 #include "server/enrollment_service.h"
 #include "server/federation_service.h"
+#include "server/grpc_gate.h"
 #include "server/grpc_security.h"
 #include "server/membership.h"
 #include "server/work_queue.h"
@@ -77,45 +78,6 @@ void SetLimits(const Limits& limits, grpc::ServerBuilder& builder) {
   builder.SetResourceQuota(quota);
 }
 
-absl::Status CannotListen(absl::string_view field, absl::string_view listen) {
-  return absl::FailedPreconditionError(
-      absl::StrCat(field, ": cannot listen on ", listen,
-                   ": the port is in use or the address is not this machine's; choose another"));
-}
-
-// A listener for the network, where strangers knock: the gate gets `listen`.
-absl::StatusOr<std::unique_ptr<ConnectionGate>> OpenGate(const std::string& listen,
-                                                         absl::string_view field, bool calls_pay) {
-  if (listen.empty()) return nullptr;
-  ConnectionGateOptions options;
-  options.listen = listen;
-  options.name = std::string(field);
-  options.calls_pay = calls_pay;
-  absl::StatusOr<std::unique_ptr<ConnectionGate>> gate = ConnectionGate::Listen(std::move(options));
-  if (!gate.ok()) return CannotListen(field, listen);
-  return gate;
-}
-
-// The running server, behind `gate` unless that is null.
-std::unique_ptr<grpc::Server> StartBehind(
-    ConnectionGate* gate, grpc::ServerBuilder& builder,
-    const std::shared_ptr<grpc::ServerCredentials>& credentials) {
-  using Builder = grpc::ServerBuilder::experimental_type;
-  std::shared_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor;
-  if (gate != nullptr) {
-    acceptor = builder.experimental().AddExternalConnectionAcceptor(
-        Builder::ExternalConnectionType::FROM_FD, credentials);
-  }
-  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  if (gate == nullptr || server == nullptr) return server;
-  gate->Start([acceptor](int fd) {
-    grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters connection;
-    connection.fd = fd;
-    acceptor->HandleNewConnection(&connection);
-  });
-  return server;
-}
-
 }  // namespace
 
 absl::Status CheckListenAddress(absl::string_view listen, absl::string_view field) {
@@ -139,9 +101,8 @@ struct GrpcServer::State {
 
   absl::Status Start() {
     if (options.membership == nullptr) return StartInsecure();
-    ASSIGN_OR_RETURN(gate, OpenGate(options.listen, "listen", true));
-    // A call costs a stranger nothing there, so it pays for nothing.
-    ASSIGN_OR_RETURN(enroll_gate, OpenGate(options.enroll_listen, "enroll_listen", false));
+    ASSIGN_OR_RETURN(gate, OpenGate(options.listen, kFleetGate));
+    ASSIGN_OR_RETURN(enroll_gate, OpenGate(options.enroll_listen, kEnrollmentGate));
     if (gate != nullptr) port = gate->port();
     if (enroll_gate != nullptr) enroll_port = enroll_gate->port();
     options.membership->AddRevocationListener(
@@ -162,7 +123,7 @@ struct GrpcServer::State {
     }
     server = builder.BuildAndStart();
     if (server == nullptr || (!options.listen.empty() && port == 0)) {
-      return CannotListen("listen", options.listen);
+      return CannotListen(kFleetGate.field, options.listen);
     }
     server->GetHealthCheckService()->SetServingStatus(kServiceName, true);
     return absl::OkStatus();

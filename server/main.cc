@@ -1,5 +1,6 @@
 // fedge-server: coordinates runs. Parses flags, loads the configuration, wires the parts.
 #include <pthread.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <csignal>
@@ -112,6 +113,16 @@ LogLevel LevelOf(const std::string& name) {
   if (name == "debug") return LogLevel::kDebug;
   if (name == "warning") return LogLevel::kWarning;
   return name == "error" ? LogLevel::kError : LogLevel::kInfo;
+}
+
+// Every connection takes two, and how many may be open follows from them (grpc_gate.h). The usual
+// 1024 are for programs that use select().
+void RaiseDescriptorLimit() {
+  constexpr rlim_t kEnough = 65'536;
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= kEnough) return;
+  limit.rlim_cur = std::min(kEnough, limit.rlim_max);
+  setrlimit(RLIMIT_NOFILE, &limit);  // without it, fewer connections
 }
 
 // The signals that end the server; blocked before any thread starts, so that only the waiting main
@@ -242,6 +253,7 @@ int Main(int argc, char** argv) {
     return 0;
   }
   SetLogLevel(LevelOf(flags.log_level));
+  RaiseDescriptorLimit();
   std::signal(SIGPIPE, SIG_IGN);
   bool store_failed = false;
   absl::Status status = ArmFailpointsFromEnvironment();

@@ -2,13 +2,22 @@
 #ifndef FEDGE_TESTS_INTEGRATION_IDENTITY_IDENTITY_RIG_H_
 #define FEDGE_TESTS_INTEGRATION_IDENTITY_IDENTITY_RIG_H_
 
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/security/tls_certificate_provider.h>
+#include <grpcpp/security/tls_certificate_verifier.h>
+#include <grpcpp/security/tls_credentials_options.h>
+
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "client/node_identity.h"
 #include "client/server_link.h"
+#include "server/admin_context.h"
+#include "server/event_log.h"
+#include "server/grpc_admin.h"
 #include "server/grpc_server.h"
 #include "server/membership.h"
 #include "tests/server/federation_test_rig.h"
@@ -50,8 +59,13 @@ class IdentityRig {
     server = Get(GrpcServer::Start(*federation.core, options));
     fleet_port_ = server->port();
     membership->set_address(absl::StrCat("127.0.0.1:", server->enroll_port()));
+    AdminContext context;  // of what operators ask, logs and tokens are there
+    context.events = &events;
+    context.membership = membership.get();
+    admin = Get(GrpcAdmin::ListenOnPort(context, "127.0.0.1:0"));
   }
   void Restart() {
+    admin.reset();
     server.reset();
     membership.reset();
     Start();
@@ -78,6 +92,27 @@ class IdentityRig {
     return link.link->CheckIn(federation.CheckInRequest(node));
   }
 
+  // Who may look.
+  NodeIdentity Operator() {
+    PrivateKey key = Get(PrivateKey::Generate());
+    Certificate certificate = Get(membership->authority().Issue(
+        key.public_key(), PeerKind::kAdminRead, "ops", absl::Hours(1)));
+    return {std::move(key), std::move(certificate), {}, ""};
+  }
+  std::shared_ptr<grpc::Channel> OperatorChannel() {
+    namespace tls = grpc::experimental;
+    const NodeIdentity identity = Operator();
+    tls::TlsChannelCredentialsOptions options;
+    options.set_verify_server_certs(false);
+    options.set_check_call_host(false);
+    options.set_certificate_verifier(std::make_shared<tls::NoOpCertificateVerifier>());
+    options.set_certificate_provider(std::make_shared<tls::StaticDataCertificateProvider>(
+        std::vector<tls::IdentityKeyCertPair>{{identity.key.Pem(), identity.certificate.Pem()}}));
+    options.watch_identity_key_cert_pairs();
+    return grpc::CreateChannel(absl::StrCat("127.0.0.1:", admin->port()),
+                               tls::TlsCredentials(options));
+  }
+
   const std::string manifest_key = std::string(32, 'k');
   TemporaryDir dir;
   ShiftedClock clock;         // the server's
@@ -85,6 +120,8 @@ class IdentityRig {
   FederationRig federation;
   std::unique_ptr<Membership> membership;
   std::unique_ptr<GrpcServer> server;
+  EventLog events{Clock::Real()};
+  std::unique_ptr<GrpcAdmin> admin;  // operators, over TCP
 
  private:
   const absl::Duration node_lifetime_;

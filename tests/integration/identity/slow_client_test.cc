@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "fedge/v1/admin.grpc.pb.h"
 #include "tests/integration/identity/identity_rig.h"
 #include "tests/integration/identity/raw_peer.h"
 
@@ -20,6 +21,13 @@ using testing::kHttp2Preface;
 using testing::RawPeer;
 
 constexpr absl::Duration kPatience = absl::Seconds(60);  // before it counts as never
+
+struct Listener {
+  const char* name;
+  int port;
+  const NodeIdentity* identity;  // that TLS is started with; null: none
+  const char* method;
+};
 
 std::string Preface() { return std::string(kHttp2Preface) + Http2Frame(4, 0, 0, ""); }
 
@@ -81,7 +89,11 @@ TEST(SlowClientTest, AreLetGoWhileAnHonestNodeIsServed) {
   IdentityRig rig;
   rig.Join("honest");
   rig.Join("slow");
-  const NodeIdentity slow = rig.Identity("slow");
+  const NodeIdentity slow = rig.Identity("slow"), ops = rig.Operator();
+  const std::vector<Listener> listeners = {
+      {"fleet", rig.server->port(), &slow, "/fedge.v1.FederationService/Upload"},
+      {"enrolment", rig.server->enroll_port(), nullptr, "/fedge.v1.EnrollmentService/Enroll"},
+      {"operators", rig.admin->port(), &ops, "/fedge.v1.AdminService/TokenList"}};
   struct Result {
     std::string name;
     absl::Duration kept;
@@ -89,15 +101,9 @@ TEST(SlowClientTest, AreLetGoWhileAnHonestNodeIsServed) {
   };
   std::vector<Result> results;
   std::vector<std::thread> threads;
-  std::vector<std::pair<const char*, int>> listeners = {{"fleet", rig.server->port()},
-                                                        {"enrolment", rig.server->enroll_port()}};
-  std::vector<std::pair<Attack, std::pair<const char*, int>>> all;
-  for (const auto& listener : listeners) {
-    for (Attack& attack :
-         Attacks(listener.first == std::string("fleet") ? "/fedge.v1.FederationService/Upload"
-                                                        : "/fedge.v1.EnrollmentService/Enroll")) {
-      all.push_back({std::move(attack), listener});
-    }
+  std::vector<std::pair<Attack, Listener>> all;
+  for (const Listener& listener : listeners) {
+    for (Attack& attack : Attacks(listener.method)) all.push_back({std::move(attack), listener});
   }
   // gRPC itself waits for the message of a call that has just one.
   all.push_back({Attacks("/fedge.v1.FederationService/CheckIn").back(), listeners[0]});
@@ -108,10 +114,9 @@ TEST(SlowClientTest, AreLetGoWhileAnHonestNodeIsServed) {
     threads.emplace_back([&, i] {
       const auto& [attack, listener] = all[i];
       Result& result = results[i];
-      result.name = absl::StrCat(listener.first, ": ", attack.name);
-      RawPeer peer(listener.second);
-      const bool fleet = listener.second == rig.server->port();
-      if (!peer.connected() || (attack.tls && !peer.StartTls(fleet ? &slow : nullptr))) {
+      result.name = absl::StrCat(listener.name, ": ", attack.name);
+      RawPeer peer(listener.port);
+      if (!peer.connected() || (attack.tls && !peer.StartTls(listener.identity))) {
         result.name += " (no connection)";
       } else {
         attack.start(peer);
@@ -123,6 +128,12 @@ TEST(SlowClientTest, AreLetGoWhileAnHonestNodeIsServed) {
       --running;
     });
   }
+  // An operator who follows a log in which nothing happens for longer than that.
+  const auto stub = v1::AdminService::NewStub(rig.OperatorChannel());
+  grpc::ClientContext context;
+  v1::LogsRequest follow;
+  follow.set_follow(true);
+  const auto log = stub->Logs(&context, follow);
   const ServerLink link = rig.Link("honest");
   int served = 0;
   while (running > 0) {
@@ -137,12 +148,16 @@ TEST(SlowClientTest, AreLetGoWhileAnHonestNodeIsServed) {
   }
   std::printf("check-ins of an honest node meanwhile: %d\n", served);
   EXPECT_GT(served, 5);
+  rig.events.Add(v1::Event());
+  v1::Event event;
+  EXPECT_TRUE(log->Read(&event)) << "the operator's stream was cut as well";
+  context.TryCancel();
 }
 
 TEST(SlowClientTest, AFloodOfOneAddressIsTurnedAwayWhileOthersAreServed) {
   IdentityRig rig;
   rig.Join("honest");
-  for (const int port : {rig.server->port(), rig.server->enroll_port()}) {
+  for (const int port : {rig.server->port(), rig.server->enroll_port(), rig.admin->port()}) {
     std::vector<std::unique_ptr<RawPeer>> flood;
     for (int i = 0; i < 400; ++i) flood.push_back(std::make_unique<RawPeer>(port, "127.0.0.2"));
     // Some are given back every second; not so many. Before silent ones are let go.
