@@ -37,8 +37,10 @@ void ActivityLog::OnStep(const TrainProgress& progress) {
 
 void ActivityLog::OnOutcome(const absl::StatusOr<StepOutcome>& outcome, absl::Duration pause) {
   board_->NoteNextCheckIn(pause);
-  const std::string again =
-      absl::StrCat("again in ", absl::FormatDuration(absl::Trunc(pause, absl::Milliseconds(100))));
+  const absl::Duration shown = absl::Trunc(pause, absl::Milliseconds(100));
+  const std::string again = shown > absl::ZeroDuration()
+                                ? absl::StrCat("again in ", absl::FormatDuration(shown))
+                                : std::string("again at once");
   if (!outcome.ok()) {
     LogWarning(outcome.status().message(), "; ", again);
     board_->SetState("unreachable", outcome.status().message());

@@ -203,11 +203,13 @@ void Coordinator::MaybeCloseRound(bool deadline_passed, absl::Duration now) {
   for (auto& [node, task] : cohort_.members()) {
     if (task.state == NodeState::kAssigned) cohort_.Settle(task, NodeState::kGivenUp);
   }
-  const int64_t updates = counts.accepted + folded_;
-  if (updates >= Quorum()) return Publish();
+  const int64_t nodes = updates_ == nullptr ? 0 : updates_->num_nodes();
+  if (nodes >= Quorum()) return Publish();
+  const bool are_twice = nodes < counts.accepted + folded_;
   Abandon(absl::StrCat(counts.accepted, " of ", counts.assigned, " updates accepted",
-                       folded_ > 0 ? absl::StrCat(", ", folded_, " of earlier rounds") : "", ", ",
-                       Quorum(), " needed"),
+                       folded_ > 0 ? absl::StrCat(", ", folded_, " of earlier rounds") : "",
+                       are_twice ? absl::StrCat(", of ", nodes, " nodes") : "", ", ", Quorum(),
+                       " needed"),
           /*carry=*/true);
 }
 

@@ -63,6 +63,7 @@ absl::StatusOr<uint64_t> RoundUpdates::Add(absl::string_view node, ReceivedUpdat
   const uint64_t weight = update.weight;
   contributions_.push_back(
       {std::string(node), update.round, received.digest, weight, received.wire_bytes});
+  nodes_.emplace(node);
   norms_.push_back(rms);
   if (held_ != nullptr) held_->Add(node, received.digest, std::move(update));
   return weight;

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -51,6 +52,8 @@ class RoundUpdates {
   // of its change counts (StalenessFactor), rounded to the sums' unit as any other value. On error
   // (the norm bound's, the sums') nothing is added. Returns the update's weight.
   absl::StatusOr<uint64_t> Add(absl::string_view node, ReceivedUpdate update);
+  // How many nodes the updates are of: one that was late, or in an attempt before, has two.
+  int64_t num_nodes() const { return static_cast<int64_t>(nodes_.size()); }
   // The next version; at least one update was added. OutOfRange: CloseRound's. FailedPrecondition:
   // no update can be combined. DataLoss: one cannot be read again.
   absl::StatusOr<ClosedRound> Close();
@@ -69,6 +72,7 @@ class RoundUpdates {
   std::unique_ptr<HeldUpdates> held_;  // with a robust rule or no bound yet; the sums are then only
                                        // a check
   std::vector<Contribution> contributions_;
+  absl::flat_hash_set<std::string> nodes_;
   std::vector<double> norms_;  // rms()
 };
 

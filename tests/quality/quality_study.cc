@@ -15,9 +15,9 @@
 //
 // Data sets: "packages" (descriptions of Debian packages; each node a maintainer, non-IID), "sotu"
 // (State of the Union addresses in equal parts; close to IID), or NAME=PATH of a JSONL or text.
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <map>
 #include <memory>
 #include <string>
@@ -228,48 +228,34 @@ absl::Status RunProgram(Options options) {
 }  // namespace fedge
 
 int main(int argc, char** argv) {
-  fedge::SetLogLevel(fedge::LogLevel::kOff);
   fedge::Options options;
-  for (int i = 1; i < argc; ++i) {
-    const std::string flag = argv[i];
-    const auto list = [&] {
-      return std::vector<std::string>(absl::StrSplit(argv[++i], ',', absl::SkipEmpty()));
-    };
-    if (i + 1 >= argc) {
-      std::fprintf(stderr, "quality_study: %s needs a value\n", argv[i]);
-      return 2;
-    }
-    if (flag == "--out") {
-      options.out = argv[++i];
-    } else if (flag == "--report") {
-      options.report = argv[++i];
-    } else if (flag == "--curves") {
-      options.curves = argv[++i];
-    } else if (flag == "--model") {
-      options.model = argv[++i];
-    } else if (flag == "--methods") {
-      options.methods = list();
-    } else if (flag == "--data") {
-      options.datasets = list();
-    } else if (flag == "--seeds") {
-      options.seeds.clear();
-      for (const std::string& seed : list())
-        options.seeds.push_back(std::strtoull(seed.c_str(), nullptr, 10));
-    } else if (flag == "--run") {
-      options.run = argv[++i];
-    } else if (flag == "--yaml") {
-      options.yaml = argv[++i];
-    } else if (flag == "--nodes") {
-      options.nodes = std::atoll(argv[++i]);
-    } else if (flag == "--workers") {
-      options.workers = std::atoi(argv[++i]);
-    } else {
-      std::fprintf(stderr, "quality_study: unknown option %s\n", argv[i]);
-      return 2;
-    }
-  }
+  CLI::App app("What compression costs in quality: held-out loss against bytes, method by method");
+  app.footer(
+      "Example:\n  quality_study --methods dense-fp32,top3-1bit-up --data packages --seeds 1");
+  const auto text = [&](const char* name, std::string& value, const char* help) {
+    app.add_option(name, value, help)->capture_default_str();
+  };
+  const auto list = [&](const char* name, auto& value, const char* help) {
+    app.add_option(name, value, help)->delimiter(',')->capture_default_str();
+  };
+  text("--out", options.out, "CSV, appended to");
+  text("--report", options.report, "Markdown whose tables and plots are made anew");
+  text("--curves", options.curves, "Folder of the runs' curves; what is there is not run again");
+  text("--model", options.model, "GGUF");
+  list("--methods", options.methods,
+       "Those of tests/quality/methods.cc (default: all), or new names");
+  list("--data", options.datasets, "packages, sotu or NAME=PATH");
+  list("--seeds", options.seeds, "Of the runs");
+  text("--run", options.run, "Changes to every run, the reference too: YAML of a run's fields");
+  text("--yaml", options.yaml, "Changes to the methods named: YAML of a run's fields");
+  app.add_option("--nodes", options.nodes, "Of each run")->capture_default_str();
+  app.add_option("--workers", options.workers, "Nodes trained at a time (0: all cores)")
+      ->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+  fedge::SetLogLevel(fedge::LogLevel::kOff);
   const absl::Status status = fedge::RunProgram(std::move(options));
-  if (!status.ok())
+  if (!status.ok()) {
     std::fprintf(stderr, "quality_study: %s\n", std::string(status.message()).c_str());
+  }
   return status.ok() ? 0 : 1;
 }

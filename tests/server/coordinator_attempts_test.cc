@@ -72,6 +72,24 @@ TEST(CoordinatorAttemptsTest, UpdatesOfAnAbandonedRoundCountInTheNextAttempt) {
               published->state.adapter.values());
 }
 
+TEST(CoordinatorAttemptsTest, TwoUpdatesOfOneNodeAreNoQuorumOfTwo) {
+  Rounds rounds;
+  const auto attempt = [&](uint64_t round, const std::string& node) {
+    rounds.CheckInAll(4);
+    EXPECT_EQ(rounds.Submit(node, {.round = round, .seed = round}).verdict, Verdict::kAccepted);
+    for (uint64_t i = 0; i < 4; ++i) {
+      if (NodeName(i) != node) rounds.coordinator.ReportFailure(NodeName(i), round, "no battery");
+    }
+  };
+  attempt(1, "node-00");
+  EXPECT_TRUE(rounds.Take<RoundAbandoned>()->carried);
+  attempt(2, "node-00");
+  EXPECT_EQ(rounds.Take<RoundAbandoned>()->reason,
+            "1 of 4 updates accepted, 1 of earlier rounds, of 1 nodes, 2 needed");
+  attempt(3, "node-01");
+  EXPECT_EQ(rounds.Take<VersionPublished>()->contributions.size(), 3u);
+}
+
 TEST(CoordinatorAttemptsTest, ARollbackMakesWhatAnAbandonedRoundLeftVoid) {
   Rounds rounds;
   rounds.CheckInAll(4);

@@ -105,20 +105,26 @@ class Storm {
         ASSERT_EQ(version->counts.pending, 0);
         const int64_t updates = version->counts.accepted + version->counts.folded;
         ASSERT_EQ(static_cast<int64_t>(version->contributions.size()), updates);
-        ASSERT_GE(2 * updates, version->counts.assigned);
         ASSERT_EQ(version->counts.folded, carried_);
         carried_ = 0;
+        std::set<std::string> nodes;
         for (const Contribution& part : version->contributions) {
+          nodes.insert(part.node_id);
           ASSERT_EQ(accepted_.at({part.round, part.node_id}), part.digest);
           ASSERT_TRUE(counted_.insert({part.round, part.node_id}).second);
         }
+        ASSERT_GE(2 * static_cast<int64_t>(nodes.size()), version->counts.assigned);
         accepted_in_published_ += version->counts.accepted;
         late_ += version->counts.late;
       } else if (const auto* const lost = std::get_if<RoundAbandoned>(&action)) {
         ASSERT_EQ(lost->round, last_round_);
         carried_ = lost->counts.accepted + lost->counts.folded;
         ASSERT_EQ(lost->carried, carried_ > 0);
-        ASSERT_LT(2 * carried_, lost->counts.assigned);
+        std::set<std::string> nodes;
+        for (const auto& [key, digest] : accepted_) {
+          if (counted_.count(key) == 0) nodes.insert(key.second);
+        }
+        ASSERT_LT(2 * static_cast<int64_t>(nodes.size()), lost->counts.assigned);
         ++abandoned_;
       }
     }
