@@ -47,7 +47,13 @@ absl::Status CoordinateRule(const RobustPlan& robust, const LoraSpec& spec,
     const size_t drop = DropCount(robust, count);
     values.resize(count);
     for (size_t at = 0; at < static_cast<size_t>(piece.size); ++at) {
-      for (size_t i = 0; i < count; ++i) values[i] = piece.rows[i][at];
+      size_t nonzero = 0;
+      for (size_t i = 0; i < count; ++i) {
+        values[i] = piece.rows[i][at];
+        nonzero += values[i] != 0 ? 1 : 0;
+      }
+      // Of sparse updates most coordinates have so few values that all are cut off.
+      if (nonzero <= drop) continue;
       mean[static_cast<size_t>(piece.offset) + at] = TrimmedMean(absl::MakeSpan(values), drop);
     }
   });

@@ -12,6 +12,8 @@
 //   recovery_ms                    kill -9 to the first accepted chunk of the next process: a round
 //                                  of 1000 nodes, 100 of them accepted; without loading a model
 //   recovery_ms_500_accepted       the same with 500: each is read and added again
+//   close_ms_100                   the update that closes a round of 100: the next version made and
+//                                  stored; close_ms_100_median: with the coordinate median
 #include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -305,6 +307,23 @@ double RecoveryMilliseconds(const std::string& root, uint64_t accepted) {
   return absl::ToDoubleMilliseconds(absl::Now() - killed);
 }
 
+// What the update that closes a round waits for: the next version made of 100, and stored.
+double CloseMilliseconds(const std::string& root, RobustRule rule) {
+  constexpr uint64_t kNodes = 100;
+  const Folder dir(root);
+  RunPlan plan = BenchPlan(kNodes, kNodes);
+  plan.robust.rule = rule;
+  const Updates updates(plan);
+  std::vector<std::string> bytes;
+  for (uint64_t node = 0; node < kNodes; ++node) bytes.push_back(updates.Make(node, 1));
+  Server server(plan, dir.path());
+  for (uint64_t node = 0; node < kNodes; ++node) server.CheckIn(node);
+  for (uint64_t node = 0; node + 1 < kNodes; ++node) server.Contribute(node, 1, bytes[node]);
+  const absl::Time start = absl::Now();
+  server.Contribute(kNodes - 1, 1, bytes.back());
+  return absl::ToDoubleMilliseconds(absl::Now() - start);
+}
+
 int Summary(const std::string& root) {
   cpu_set_t one;
   CPU_ZERO(&one);
@@ -318,13 +337,16 @@ int Summary(const std::string& root) {
   const double recovery_500 = RecoveryMilliseconds(root, 500);
   const Throughput in_memory = MeasureThroughput("/dev/shm", 400);
   const Throughput on_disk = MeasureThroughput(root, 400);
+  const double close = CloseMilliseconds(root, RobustRule::kNone);
+  const double close_median = CloseMilliseconds(root, RobustRule::kMedian);
   std::printf(
       "{\"updates_per_s\": %.0f, \"updates_per_cpu_s\": %.0f, \"updates_per_s_without_disk\": "
       "%.0f, "
       "\"decode_accumulate_vs_memcpy\": %.2f, \"rss_mb_10\": %.1f, \"rss_mb_100\": %.1f, "
-      "\"rss_mb_1000\": %.1f, \"recovery_ms\": %.0f, \"recovery_ms_500_accepted\": %.0f}\n",
+      "\"rss_mb_1000\": %.1f, \"recovery_ms\": %.0f, \"recovery_ms_500_accepted\": %.0f, "
+      "\"close_ms_100\": %.0f, \"close_ms_100_median\": %.0f}\n",
       on_disk.per_second, on_disk.per_cpu_second, in_memory.per_second, DecodeAccumulateVsMemcpy(),
-      rss_10, rss_100, rss_1000, recovery, recovery_500);
+      rss_10, rss_100, rss_1000, recovery, recovery_500, close, close_median);
   return 0;
 }
 
