@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -128,6 +129,11 @@ class RangeDecoder {
     uint32_t value = 0;
     for (int i = 0; i < bits; ++i) value = (value << 1) | (Split(range_ >> 1) ? 1u : 0u);
     return value;
+  }
+
+  // What the decisions so far cost.
+  double BitsUsed() const {
+    return 8.0 * static_cast<double>(position_) - std::log2(static_cast<double>(range_));
   }
 
   // After the last decision: whether every byte was looked at and the last one is not a zero that

@@ -140,6 +140,11 @@ absl::Status ReadTrellisPayload(absl::string_view payload, const UpdateHeader& h
   return path.AlignToByte() ? absl::OkStatus() : Malformed("bits after the path are not zero");
 }
 
+PayloadBits TrellisPayloadBits(absl::string_view payload, const SliceLayout& layout) {
+  const size_t groups = Groups(layout, static_cast<uint8_t>(payload[1])).size();
+  return {.head = 8.0 * kHeadBytes, .scales = 16.0 * static_cast<double>(groups)};
+}
+
 uint64_t TrellisPayloadBound(uint64_t num_parameters, double bits_per_parameter) {
   const int period = TrellisPeriod(bits_per_parameter);
   const uint64_t groups = (num_parameters >> GroupLog2(period)) + 1;

@@ -12,6 +12,7 @@
 #include "absl/types/span.h"
 #include "common/adapter/adapter_slice.h"
 #include "common/codec/update_codec.h"
+#include "common/codec/update_payload.h"
 
 namespace fedge {
 
@@ -27,6 +28,9 @@ void AppendTrellisPayload(const SliceLayout& layout, const EncodeOptions& option
 // As ReadPayload; the values are header.num_parameters.
 absl::Status ReadTrellisPayload(absl::string_view payload, const UpdateHeader& header,
                                 const SliceLayout& layout, std::vector<float>* values);
+
+// Of a payload that ReadTrellisPayload has read.
+PayloadBits TrellisPayloadBits(absl::string_view payload, const SliceLayout& layout);
 
 // Upper bound of the payload.
 uint64_t TrellisPayloadBound(uint64_t num_parameters, double bits_per_parameter);

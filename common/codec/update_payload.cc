@@ -199,14 +199,18 @@ class PayloadReader {
       : header_(header), layout_(layout), bits_(header.value_bits) {}
 
   absl::Status Read(absl::string_view payload, std::vector<uint32_t>* positions,
-                    std::vector<float>* values) {
+                    std::vector<float>* values, PayloadBits* found) {
+    const size_t size = payload.size();
     RETURN_IF_ERROR(ReadHead(&payload));
+    PayloadBits bits;
+    bits.head = 8.0 * static_cast<double>(size - payload.size());
     RangeDecoder coder(payload.substr(0, coded_bytes_));
     const absl::string_view raw_bytes = payload.substr(coded_bytes_);
     BitReader raw(raw_bytes);
     RETURN_IF_ERROR(CheckRoom(raw));
     RETURN_IF_ERROR(ReadPositions(&coder, &raw, positions));
     if (!raw.AlignToByte()) return Malformed("bits after the last gap are not zero");
+    bits.positions = coder.BitsUsed() + 8.0 * static_cast<double>(raw.BytesConsumed());
     values->reserve(header_.num_nonzero);
     if (bits_ == 16) {
       RETURN_IF_ERROR(ReadHalves(&raw, values));
@@ -219,6 +223,8 @@ class PayloadReader {
       return Malformed(absl::StrCat(raw.remaining() / 8, " bytes after the last value"));
     }
     if (!coder.AtEnd()) return Malformed("its coded section is longer than what it codes");
+    bits.scales = 8.0 * static_cast<double>(scale_bytes_);
+    if (found != nullptr) *found = bits;
     return absl::OkStatus();
   }
 
@@ -296,15 +302,15 @@ class PayloadReader {
 
   // Scales stand before the words: two readers on the same bytes.
   absl::Status ReadWords(absl::string_view bytes, absl::Span<const uint32_t> positions,
-                         RangeDecoder* coder, std::vector<float>* values, BitReader* raw) const {
+                         RangeDecoder* coder, std::vector<float>* values, BitReader* raw) {
     const std::vector<uint32_t> ends =
         GroupEnds(CountByRun(layout_, positions, header_.num_nonzero), group_log2_);
-    const size_t scale_bytes = 2 * ends.size() * static_cast<size_t>(ScaleHalves(bits_));
-    if (scale_bytes > bytes.size()) {
+    scale_bytes_ = 2 * ends.size() * static_cast<size_t>(ScaleHalves(bits_));
+    if (scale_bytes_ > bytes.size()) {
       return Malformed(absl::StrCat(ends.size(), " scales in ", bytes.size(), " bytes"));
     }
-    BitReader scales(bytes.substr(0, scale_bytes));
-    *raw = BitReader(bytes.substr(scale_bytes));
+    BitReader scales(bytes.substr(0, scale_bytes_));
+    *raw = BitReader(bytes.substr(scale_bytes_));
     CellModel model(bits_);
     LevelTable levels;
     for (size_t group = 0; group < ends.size(); ++group) {
@@ -351,6 +357,7 @@ class PayloadReader {
   bool coded_cells_ = false;
   int group_log2_ = 0;
   size_t coded_bytes_ = 0;
+  size_t scale_bytes_ = 0;
 };
 
 }  // namespace
@@ -395,8 +402,8 @@ void AppendPayload(const SliceLayout& layout, absl::Span<const uint32_t> positio
 
 absl::Status ReadPayload(absl::string_view payload, const UpdateHeader& header,
                          const SliceLayout& layout, std::vector<uint32_t>* positions,
-                         std::vector<float>* values) {
-  return PayloadReader(header, layout).Read(payload, positions, values);
+                         std::vector<float>* values, PayloadBits* bits) {
+  return PayloadReader(header, layout).Read(payload, positions, values, bits);
 }
 
 // Neither adaptive code is taken when it is longer than the plain one.

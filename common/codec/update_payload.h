@@ -21,11 +21,19 @@ namespace fedge {
 void AppendPayload(const SliceLayout& layout, absl::Span<const uint32_t> positions,
                    const EncodeOptions& options, absl::Span<float> values, std::string* out);
 
+// What a payload's sections take; the rest are values.
+struct PayloadBits {
+  double head = 0;
+  double positions = 0;
+  double scales = 0;
+};
+
 // Reads what `header` (checked, of this slice) announces. `positions` stay empty when every
-// coordinate was sent. InvalidArgument when the payload breaks the grammar.
+// coordinate was sent. `bits` (may be null): how much it found where. InvalidArgument when the
+// payload breaks the grammar.
 absl::Status ReadPayload(absl::string_view payload, const UpdateHeader& header,
                          const SliceLayout& layout, std::vector<uint32_t>* positions,
-                         std::vector<float>* values);
+                         std::vector<float>* values, PayloadBits* bits = nullptr);
 
 // Upper bound of the payload for `count` of `num_parameters` values.
 uint64_t PayloadBound(uint64_t num_parameters, uint64_t count, const EncodeOptions& options);

@@ -285,6 +285,11 @@ std::string Cards(const RunReport& report) {
       absl::StrCat(FormatBytes(static_cast<uint64_t>(traffic.download_per_update)), " received"));
   out += Card("Update against fp32", absl::StrFormat("%.0f× smaller", traffic.compression),
               absl::StrFormat("%d adapter values", report.adapter_parameters));
+  if (report.sections) {
+    out += Card("Bits a parameter", absl::StrFormat("%.3g", report.sections->bits_per_parameter),
+                absl::StrFormat("positions %.0f %%, values %.0f %%",
+                                100 * report.sections->positions, 100 * report.sections->values));
+  }
   out += Card(
       "Wall time", FormatTimeSpan(absl::Seconds(report.total_seconds)),
       absl::StrFormat("%.2f M tokens trained", static_cast<double>(report.train_tokens) / 1e6));

@@ -52,6 +52,19 @@ Json TrafficJson(const Traffic& traffic) {
   return json;
 }
 
+Json SectionsJson(const UpdateSections& sections) {
+  Json json;
+  json["bits_per_parameter"] = NumberJson(sections.bits_per_parameter);
+  json["floor_bits_per_parameter"] = NumberJson(sections.floor_bits_per_parameter);
+  json["header"] = NumberJson(sections.header);
+  json["positions"] = NumberJson(sections.positions);
+  json["scales"] = NumberJson(sections.scales);
+  json["values"] = NumberJson(sections.values);
+  json["a_share"] = NumberJson(sections.a_share);
+  for (const auto& [kind, share] : sections.tensors) json["tensors"][kind] = NumberJson(share);
+  return json;
+}
+
 Json SpreadJson(const Spread& spread) {
   Json json;
   json["nodes"] = spread.nodes;
@@ -144,6 +157,7 @@ std::string ReportJson(const RunReport& report, int indent) {
                       {"majority_accuracy", NumberJson(report.label_majority)}};
   }
   json["traffic"] = TrafficJson(TrafficOf(report));
+  if (report.sections) json["update_sections"] = SectionsJson(*report.sections);
   json["spread"] = SpreadJson(SpreadOf(report));
   json["adapter_parameters"] = report.adapter_parameters;
   json["adapter_sha256"] = report.adapter_sha256;

@@ -51,6 +51,18 @@ struct NodeResult {
   int64_t rounds = 0;  // it was in with an accepted update
 };
 
+// Where the bytes of the updates went. Shares are of all updates together.
+struct UpdateSections {
+  double header = 0;
+  double positions = 0;
+  double scales = 0;
+  double values = 0;
+  double bits_per_parameter = 0;
+  double floor_bits_per_parameter = 0;                  // UpdateAnatomy::floor_bits
+  double a_share = 0;                                   // of the values sent; the others are B's
+  std::vector<std::pair<std::string, double>> tensors;  // by kind ("attn_q"), the largest first
+};
+
 struct RunReport {
   std::string title;
   std::vector<std::pair<std::string, std::string>> settings;  // in the order they are shown
@@ -63,6 +75,7 @@ struct RunReport {
   int64_t label_questions = 0;  // asked each time
   double label_majority = 0;    // accuracy of always saying the most frequent label
   int64_t adapter_parameters = 0;
+  std::optional<UpdateSections> sections;  // empty: nothing was sent
   uint64_t train_tokens = 0;
   double federated_seconds = 0;
   double centralized_seconds = 0;

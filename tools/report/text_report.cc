@@ -56,6 +56,25 @@ std::string CentralizedText(const RunReport& report, bool accuracy) {
       accuracy ? AccuracyText(last) : absl::StrFormat("%.2f", std::exp(last.validation_loss)), ")");
 }
 
+void AppendSections(const UpdateSections& sections, std::string* out) {
+  AppendRow("bits a parameter",
+            absl::StrFormat("%.4g (entropy %.4g): header %.1f%%, positions %.1f%%, scales %.1f%%, "
+                            "values %.1f%%",
+                            sections.bits_per_parameter, sections.floor_bits_per_parameter,
+                            100 * sections.header, 100 * sections.positions, 100 * sections.scales,
+                            100 * sections.values),
+            out);
+  std::string kinds;
+  for (const auto& [kind, share] : sections.tensors) {
+    absl::StrAppend(&kinds, kinds.empty() ? "; " : ", ", kind,
+                    absl::StrFormat(" %.0f%%", 100 * share));
+  }
+  AppendRow("values sent",
+            absl::StrFormat("A %.0f%%, B %.0f%%%s", 100 * sections.a_share,
+                            100 * (1 - sections.a_share), kinds),
+            out);
+}
+
 }  // namespace
 
 std::string TextReport(const RunReport& report) {
@@ -107,6 +126,7 @@ std::string TextReport(const RunReport& report) {
             absl::StrFormat("%.0f times smaller (%s values)", traffic.compression,
                             FormatCount(report.adapter_parameters)),
             &out);
+  if (report.sections) AppendSections(*report.sections, &out);
   std::string time = FormatTimeSpan(absl::Seconds(report.total_seconds));
   if (report.centralized_seconds > 0) {
     absl::StrAppend(&time, " (rounds ", FormatTimeSpan(absl::Seconds(report.federated_seconds)),

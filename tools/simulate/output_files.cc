@@ -9,40 +9,6 @@
 #include "tools/report/html_report.h"
 
 namespace fedge {
-namespace {
-
-class UpdateKeeper : public FederationLink {
- public:
-  UpdateKeeper(std::unique_ptr<FederationLink> link, std::string dir, Env* env)
-      : link_(std::move(link)), dir_(std::move(dir)), env_(env) {}
-
-  absl::StatusOr<v1::CheckInResponse> CheckIn(const v1::CheckInRequest& request) override {
-    return link_->CheckIn(request);
-  }
-  absl::Status Download(const v1::DownloadRequest& request, const ChunkSink& sink) override {
-    return link_->Download(request, sink);
-  }
-  absl::StatusOr<v1::QueryUploadResponse> QueryUpload(
-      const v1::QueryUploadRequest& request) override {
-    return link_->QueryUpload(request);
-  }
-  absl::StatusOr<v1::UploadReceipt> Upload(const v1::UploadId& id, const v1::TaskMetrics& metrics,
-                                           absl::string_view bytes, uint64_t offset) override {
-    const std::string round = JoinPath(dir_, absl::StrFormat("round-%04d", id.round()));
-    const std::string name = absl::StrCat(Sha256Of(id.node_id()).Hex().substr(0, 16), ".fup");
-    RETURN_IF_ERROR(env_->CreateDirs(round));
-    RETURN_IF_ERROR(env_->WriteFileAtomic(JoinPath(round, name), bytes));
-    return link_->Upload(id, metrics, bytes, offset);
-  }
-  absl::Status Report(const v1::ReportRequest& request) override { return link_->Report(request); }
-
- private:
-  const std::unique_ptr<FederationLink> link_;
-  const std::string dir_;
-  Env* const env_;
-};
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<OutputFiles>> OutputFiles::Open(const std::string& dir, Env* env) {
   RETURN_IF_ERROR(env->CreateDirs(dir));
@@ -76,9 +42,13 @@ absl::Status OutputFiles::RemoveScratch() {
   return env_->Exists(scratch_dir()) ? env_->Remove(scratch_dir()) : absl::OkStatus();
 }
 
-std::unique_ptr<FederationLink> KeepUpdates(std::unique_ptr<FederationLink> link, std::string dir,
-                                            Env* env) {
-  return std::make_unique<UpdateKeeper>(std::move(link), std::move(dir), env);
+UploadWatcher KeepUpdates(std::string dir, Env* env) {
+  return [dir = std::move(dir), env](const v1::UploadId& id, absl::string_view bytes) {
+    const std::string round = JoinPath(dir, absl::StrFormat("round-%04d", id.round()));
+    const std::string name = absl::StrCat(Sha256Of(id.node_id()).Hex().substr(0, 16), ".fup");
+    RETURN_IF_ERROR(env->CreateDirs(round));
+    return env->WriteFileAtomic(JoinPath(round, name), bytes);
+  };
 }
 
 }  // namespace fedge

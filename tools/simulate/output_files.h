@@ -7,11 +7,11 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "client/federation_link.h"
 #include "common/adapter/lora_adapter.h"
 #include "common/base/env.h"
 #include "common/model/base_model.h"
 #include "tools/report/run_report.h"
+#include "tools/simulate/update_watch.h"
 
 namespace fedge {
 
@@ -39,9 +39,8 @@ class OutputFiles {
   std::unique_ptr<WritableFile> metrics_;
 };
 
-// Passes everything on and writes each update that is sent to <dir>/round-<r>/<node>.fup.
-std::unique_ptr<FederationLink> KeepUpdates(std::unique_ptr<FederationLink> link, std::string dir,
-                                            Env* env);
+// Writes each update to <dir>/round-<r>/<node>.fup.
+UploadWatcher KeepUpdates(std::string dir, Env* env);
 
 }  // namespace fedge
 

@@ -22,6 +22,7 @@
 #include "tools/simulate/live_view.h"
 #include "tools/simulate/output_files.h"
 #include "tools/simulate/simulated_server.h"
+#include "tools/simulate/update_watch.h"
 #include "tools/simulate/worker_pool.h"
 
 namespace fedge {
@@ -79,6 +80,7 @@ class Simulation {
   std::vector<Example> pooled_;         // of the centralised reference
   ManualClock clock_;                   // the federation's
   std::optional<Adversary> adversary_;  // outlives the fleet's links
+  std::optional<AnatomySum> anatomy_;   // so does this
   std::unique_ptr<SimulatedServer> server_;
   std::unique_ptr<Fleet> fleet_;
   LoraAdapter initial_;  // version 0
@@ -104,6 +106,7 @@ absl::StatusOr<RunReport> Simulation::Run() {
   RETURN_IF_ERROR(StartServer());
   RETURN_IF_ERROR(virtual_time_ ? RunTimeline() : RunRounds());
   report_.federated_seconds = Seconds() - rounds_start;
+  report_.sections = anatomy_->Sections();
   for (int64_t i = 0; i < fleet_->size(); ++i) {
     report_.nodes[static_cast<size_t>(i)].rounds = fleet_->accepted_rounds(i);
   }
@@ -219,6 +222,7 @@ absl::Status Simulation::StartServer() {
   ASSIGN_OR_RETURN(
       server_, SimulatedServer::Start(plan_, initial_, JoinPath(files_->scratch_dir(), "server"),
                                       held_out_->slices(), &clock_, environment_.env));
+  anatomy_.emplace(plan_.lora);
   FleetOptions fleet;
   fleet.max_validation_tokens = options_.device_eval_tokens;
   fleet.clock = &clock_;
@@ -229,9 +233,14 @@ absl::Status Simulation::StartServer() {
   fleet.keep_examples = data_.text_bytes <= kMaxKeptTextBytes;
   fleet.stopping = environment_.interrupted;
   fleet.make_link = [this](const std::string& node_id) {
-    std::unique_ptr<FederationLink> link = server_->MakeLink();
+    std::unique_ptr<FederationLink> link = WatchUploads(
+        server_->MakeLink(), [this](const v1::UploadId& /*id*/, absl::string_view bytes) {
+          anatomy_->Note(bytes);
+          return absl::OkStatus();
+        });
     if (options_.keep_updates) {
-      link = KeepUpdates(std::move(link), JoinPath(options_.out_dir, "updates"), environment_.env);
+      link = WatchUploads(std::move(link),
+                          KeepUpdates(JoinPath(options_.out_dir, "updates"), environment_.env));
     }
     link = adversary_->Wrap(node_id, std::move(link));
     if (virtual_time_) {

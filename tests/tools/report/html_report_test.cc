@@ -1,5 +1,6 @@
 #include "tools/report/html_report.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -7,9 +8,12 @@
 
 #include "common/base/rng.h"
 #include "tests/tools/report/xml_check.h"
+#include "tools/report/text_report.h"
 
 namespace fedge {
 namespace {
+
+using ::testing::HasSubstr;
 
 RunReport MakeReport(int64_t rounds, int64_t nodes) {
   RunReport report;
@@ -39,6 +43,14 @@ RunReport MakeReport(int64_t rounds, int64_t nodes) {
         {static_cast<double>(i), {5.1 - 1.3 * std::sqrt(t), 0.1 + 0.5 * t}});
   }
   report.after = {4.1, 0.46};
+  report.sections = UpdateSections{.header = 0.01,
+                                   .positions = 0.69,
+                                   .scales = 0.01,
+                                   .values = 0.29,
+                                   .bits_per_parameter = 0.65,
+                                   .floor_bits_per_parameter = 0.67,
+                                   .a_share = 0.26,
+                                   .tensors = {{"ffn_up", 0.6}, {"attn_q", 0.4}}};
   for (int64_t i = 0; i < nodes; ++i) {
     NodeResult node;
     node.node = absl::StrCat("Maintainer ", i, " <m", i, "@example.org>");
@@ -60,6 +72,13 @@ TEST(HtmlReportTest, IsWellFormedAndSelfContained) {
   for (const char* outside : {"http://", "https://", "src=", "href=", "url(", "@import"}) {
     EXPECT_EQ(page.find(outside), std::string::npos) << outside;
   }
+}
+
+TEST(TextReportTest, SaysWhereTheBytesWent) {
+  const std::string text = TextReport(MakeReport(2, 2));
+  EXPECT_THAT(text, HasSubstr("0.65 (entropy 0.67): header 1.0%, positions 69.0%, scales 1.0%, "
+                              "values 29.0%\n"));
+  EXPECT_THAT(text, HasSubstr("A 26%, B 74%; ffn_up 60%, attn_q 40%\n"));
 }
 
 TEST(HtmlReportTest, HoldsItsNumbersAsJson) {

@@ -249,6 +249,14 @@ TEST_F(SimulationTest, ItsFilesLoad) {
   const auto summary = nlohmann::json::parse(File("out", "summary.json"));
   EXPECT_EQ(summary["adapter_sha256"], report.adapter_sha256);
   EXPECT_EQ(summary["nodes"].size(), 6u);
+  const nlohmann::json& sections = summary["update_sections"];
+  EXPECT_NEAR(sections["header"].get<double>() + sections["positions"].get<double>() +
+                  sections["scales"].get<double>() + sections["values"].get<double>(),
+              1, 1e-9);
+  EXPECT_NEAR(sections["bits_per_parameter"].get<double>(),
+              8 * summary["traffic"]["upload_bytes_per_node_and_round"].get<double>() /
+                  static_cast<double>(report.adapter_parameters),
+              1e-6);
   EXPECT_EQ(testing::XmlProblem(File("out", "report.html")), "");
   EXPECT_FALSE(env.Exists(JoinPath(dir_, "out/.simulation")));
 }
