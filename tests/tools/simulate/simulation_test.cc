@@ -53,8 +53,7 @@ class NanLink : public PassingLink {
   absl::StatusOr<v1::UploadReceipt> Upload(const v1::UploadId& id, const v1::TaskMetrics& metrics,
                                            absl::string_view bytes, uint64_t) override {
     std::string broken(bytes);
-    broken[kUpdateHeaderBytes] = 0x00;
-    broken[kUpdateHeaderBytes + 1] = 0x7e;
+    broken.replace(kUpdateHeaderBytes, 2, std::string("\x00\x7e", 2));
     testing::Reseal(&broken);
     v1::UploadId its_id = id;
     its_id.set_sha256(Sha256Of(broken).Raw());
