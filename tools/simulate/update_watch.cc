@@ -7,36 +7,25 @@
 #include <vector>
 
 #include "absl/strings/str_split.h"
+#include "client/forwarding_link.h"
 #include "common/base/status.h"
 #include "common/codec/update_codec.h"
 
 namespace fedge {
 namespace {
 
-class WatchedLink : public FederationLink {
+class WatchedLink : public ForwardingLink {
  public:
   WatchedLink(std::unique_ptr<FederationLink> link, UploadWatcher watcher)
-      : link_(std::move(link)), watcher_(std::move(watcher)) {}
+      : ForwardingLink(std::move(link)), watcher_(std::move(watcher)) {}
 
-  absl::StatusOr<v1::CheckInResponse> CheckIn(const v1::CheckInRequest& request) override {
-    return link_->CheckIn(request);
-  }
-  absl::Status Download(const v1::DownloadRequest& request, const ChunkSink& sink) override {
-    return link_->Download(request, sink);
-  }
-  absl::StatusOr<v1::QueryUploadResponse> QueryUpload(
-      const v1::QueryUploadRequest& request) override {
-    return link_->QueryUpload(request);
-  }
   absl::StatusOr<v1::UploadReceipt> Upload(const v1::UploadId& id, const v1::TaskMetrics& metrics,
                                            absl::string_view bytes, uint64_t offset) override {
     RETURN_IF_ERROR(watcher_(id, bytes));
     return link_->Upload(id, metrics, bytes, offset);
   }
-  absl::Status Report(const v1::ReportRequest& request) override { return link_->Report(request); }
 
  private:
-  const std::unique_ptr<FederationLink> link_;
   const UploadWatcher watcher_;
 };
 

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_split.h"
+#include "client/forwarding_link.h"
 #include "common/base/digest.h"
 #include "common/base/logging.h"
 #include "common/codec/update_codec.h"
@@ -22,34 +23,10 @@ namespace {
 
 using ::testing::HasSubstr;
 
-// Passes everything on; derived links misbehave.
-class PassingLink : public FederationLink {
- public:
-  explicit PassingLink(std::unique_ptr<FederationLink> link) : link_(std::move(link)) {}
-  absl::StatusOr<v1::CheckInResponse> CheckIn(const v1::CheckInRequest& request) override {
-    return link_->CheckIn(request);
-  }
-  absl::Status Download(const v1::DownloadRequest& request, const ChunkSink& sink) override {
-    return link_->Download(request, sink);
-  }
-  absl::StatusOr<v1::QueryUploadResponse> QueryUpload(
-      const v1::QueryUploadRequest& request) override {
-    return link_->QueryUpload(request);
-  }
-  absl::StatusOr<v1::UploadReceipt> Upload(const v1::UploadId& id, const v1::TaskMetrics& metrics,
-                                           absl::string_view bytes, uint64_t offset) override {
-    return link_->Upload(id, metrics, bytes, offset);
-  }
-  absl::Status Report(const v1::ReportRequest& request) override { return link_->Report(request); }
-
- protected:
-  std::unique_ptr<FederationLink> link_;
-};
-
 // Sends a whole, well-sealed update whose first value is not a number.
-class NanLink : public PassingLink {
+class NanLink : public ForwardingLink {
  public:
-  using PassingLink::PassingLink;
+  using ForwardingLink::ForwardingLink;
   absl::StatusOr<v1::UploadReceipt> Upload(const v1::UploadId& id, const v1::TaskMetrics& metrics,
                                            absl::string_view bytes, uint64_t) override {
     std::string broken(bytes);
@@ -62,9 +39,9 @@ class NanLink : public PassingLink {
 };
 
 // Every upload breaks off in the middle once; the first receipt is lost too.
-class ShakyLink : public PassingLink {
+class ShakyLink : public ForwardingLink {
  public:
-  using PassingLink::PassingLink;
+  using ForwardingLink::ForwardingLink;
   absl::StatusOr<v1::UploadReceipt> Upload(const v1::UploadId& id, const v1::TaskMetrics& metrics,
                                            absl::string_view bytes, uint64_t offset) override {
     const auto receipt = link_->Upload(id, metrics, bytes, offset);
@@ -82,10 +59,10 @@ class ShakyLink : public PassingLink {
 };
 
 // Adds up what comes down.
-class CountingLink : public PassingLink {
+class CountingLink : public ForwardingLink {
  public:
   CountingLink(std::unique_ptr<FederationLink> link, std::atomic<uint64_t>* bytes)
-      : PassingLink(std::move(link)), bytes_(bytes) {}
+      : ForwardingLink(std::move(link)), bytes_(bytes) {}
   absl::Status Download(const v1::DownloadRequest& request, const ChunkSink& sink) override {
     return link_->Download(request, [&](const v1::Chunk& chunk) {
       *bytes_ += chunk.data().size();
