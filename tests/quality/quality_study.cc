@@ -50,7 +50,7 @@ struct Options {
   std::vector<std::string> methods, datasets = {"packages", "sotu"};
   std::vector<uint64_t> seeds = {1, 2, 3};
   std::string run, yaml;  // changes to every run; to the methods named
-  int64_t nodes = 20;
+  int64_t nodes = 20, eval_tokens = 8000;
   int workers = 0;
 };
 
@@ -162,7 +162,7 @@ class Study {
         options_.workers > 0 ? options_.workers : ThreadPool::AvailableProcessors();
     simulation.centralized = false;
     simulation.label_questions = 0;
-    simulation.eval_tokens = 8000;
+    simulation.eval_tokens = options_.eval_tokens;
     simulation.device_eval_tokens = 0;
     simulation.out_dir = JoinPath(options_.curves, "run");
     SimulationEnvironment environment;
@@ -249,6 +249,8 @@ int main(int argc, char** argv) {
   text("--run", options.run, "Changes to every run, the reference too: YAML of a run's fields");
   text("--yaml", options.yaml, "Changes to the methods named: YAML of a run's fields");
   app.add_option("--nodes", options.nodes, "Of each run")->capture_default_str();
+  app.add_option("--eval-tokens", options.eval_tokens, "Held-out tokens after each round")
+      ->capture_default_str();
   app.add_option("--workers", options.workers, "Nodes trained at a time (0: all cores)")
       ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
