@@ -20,7 +20,8 @@ std::vector<StudyMethod> TopKGrid() {
     for (const int bits : {1, 2, 4}) {
       grid.push_back({absl::StrCat("top", percent, "-", bits, "bit-up"),
                       absl::StrCat("{codec: {density: ", percent / 100, ", value_bits: ", bits,
-                                   ", residual_norm_ratio: 0}, downlink: {encoding: exact}}")});
+                                   ", residual_norm_ratio: 0}, downlink: {encoding: exact}}"),
+                      absl::StrCat("top-k, ", bits, bits == 1 ? " bit" : " bits")});
     }
   }
   return grid;
@@ -31,44 +32,59 @@ std::vector<StudyMethod> TopKGrid() {
 const std::vector<StudyMethod>& StudyMethods() {
   static const auto* const methods = [] {
     auto* all = new std::vector<StudyMethod>{
-        {kReferenceMethod, "{codec: {support: dense}, downlink: {encoding: exact}}"},
-        {"dense-1bit-up", "{codec: {support: dense, value_bits: 1}, downlink: {encoding: exact}}"},
-        {"dense-2bit-up", "{codec: {support: dense, value_bits: 2}, downlink: {encoding: exact}}"},
+        {kReferenceMethod, "{codec: {support: dense}, downlink: {encoding: exact}}", "dense"},
+        {"dense-1bit-up", "{codec: {support: dense, value_bits: 1}, downlink: {encoding: exact}}",
+         "dense"},
+        {"dense-2bit-up", "{codec: {support: dense, value_bits: 2}, downlink: {encoding: exact}}",
+         "dense"},
         {"rolora-fp32",
-         "{codec: {support: dense}, downlink: {encoding: exact}, aggregation: {mode: rolora}}"},
+         "{codec: {support: dense}, downlink: {encoding: exact}, aggregation: {mode: rolora}}",
+         "modes, fp32"},
         {"ffa-fp32",
-         "{codec: {support: dense}, downlink: {encoding: exact}, aggregation: {mode: ffa}}"},
+         "{codec: {support: dense}, downlink: {encoding: exact}, aggregation: {mode: ffa}}",
+         "modes, fp32"},
         {"flexlora-fp32",
-         "{codec: {support: dense}, downlink: {encoding: exact}, aggregation: {mode: flexlora}}"},
+         "{codec: {support: dense}, downlink: {encoding: exact}, aggregation: {mode: flexlora}}",
+         "modes, fp32"},
         {"fedex-fp32",
-         "{codec: {support: dense}, downlink: {encoding: exact}, aggregation: {mode: fedex}}"},
+         "{codec: {support: dense}, downlink: {encoding: exact}, aggregation: {mode: fedex}}",
+         "modes, fp32"},
         {"flora-fp32",
-         "{codec: {support: dense}, downlink: {encoding: exact}, aggregation: {mode: flora}}"},
+         "{codec: {support: dense}, downlink: {encoding: exact}, aggregation: {mode: flora}}",
+         "modes, fp32"},
         {"top3-1bit-down0.25",
          "{codec: {density: 0.03, value_bits: 1, residual_norm_ratio: 0}, downlink: "
-         "{bits_per_parameter: 0.25}}"},
+         "{bits_per_parameter: 0.25}}",
+         "top-k, both ways"},
         {"top3-1bit-down0.15",
          "{codec: {density: 0.03, value_bits: 1, residual_norm_ratio: 0}, downlink: "
-         "{bits_per_parameter: 0.15}}"},
+         "{bits_per_parameter: 0.15}}",
+         "top-k, both ways"},
         {"top1-1bit-down0.15",
          "{codec: {density: 0.01, value_bits: 1, residual_norm_ratio: 0}, downlink: "
-         "{bits_per_parameter: 0.15}}"},
+         "{bits_per_parameter: 0.15}}",
+         "top-k, both ways"},
         {"top1-1bit-down0.1",
          "{codec: {density: 0.01, value_bits: 1, residual_norm_ratio: 0}, downlink: "
-         "{bits_per_parameter: 0.1}}"},
+         "{bits_per_parameter: 0.1}}",
+         "top-k, both ways"},
         {"top10-1bit-down0.5",
          "{codec: {density: 0.1, value_bits: 1, residual_norm_ratio: 0}, downlink: "
-         "{bits_per_parameter: 0.5}}"},
+         "{bits_per_parameter: 0.5}}",
+         "top-k, both ways"},
         {"trellis0.125-up",
          "{codec: {support: trellis, bits_per_parameter: 0.125, residual_decay: 0.5}, downlink: "
-         "{encoding: exact}, aggregation: {server_learning_rate: 2.2}}"},
+         "{encoding: exact}, aggregation: {server_learning_rate: 2.2}}",
+         "trellis"},
         {"trellis0.25-down0.25",
          "{codec: {support: trellis, bits_per_parameter: 0.25, residual_decay: 0.5}, downlink: "
          "{coding: trellis, bits_per_parameter: 0.25, relaxation: 1.3}, aggregation: "
-         "{server_learning_rate: 1.6}}"},
-        {"trellis0.125-down0.25", absl::StrCat("{", kTrellis, "}")},
+         "{server_learning_rate: 1.6}}",
+         "trellis, both ways"},
+        {"trellis0.125-down0.25", absl::StrCat("{", kTrellis, "}"), "trellis, both ways"},
         // a quarter longer than a reference of 60 rounds
-        {"trellis0.125-down0.25-75rounds", absl::StrCat("{rounds: 75, ", kTrellis, "}")},
+        {"trellis0.125-down0.25-75rounds", absl::StrCat("{rounds: 75, ", kTrellis, "}"),
+         "trellis, both ways"},
     };
     const std::vector<StudyMethod> grid = TopKGrid();
     all->insert(all->begin() + 1, grid.begin(), grid.end());  // after the reference
@@ -81,7 +97,7 @@ StudyMethod FindMethod(const std::string& name) {
   for (const StudyMethod& method : StudyMethods()) {
     if (method.name == name) return method;
   }
-  return {name, "{}"};
+  return {name, "{}", "others"};
 }
 
 }  // namespace fedge

@@ -48,6 +48,9 @@ struct Options {
   std::string curves = "build/quality";  // the curves of the runs, a file each
   std::string model = "models/fedge-tiny/fedge-tiny-q8_0.gguf";
   std::vector<std::string> methods, datasets = {"packages", "sotu"};
+  std::vector<std::string> drawn = {"dense-fp32",           "dense-1bit-up",
+                                    "top10-1bit-down0.5",   "top3-1bit-down0.25",
+                                    "trellis0.25-down0.25", "trellis0.125-down0.25"};
   std::vector<uint64_t> seeds = {1, 2, 3};
   std::string run, yaml;  // changes to every run; to the methods named
   int64_t nodes = 20, eval_tokens = 8000;
@@ -75,6 +78,9 @@ absl::StatusOr<v1::RunConfig> ConfigOf(const StudyMethod& method, const std::str
   return run;
 }
 
+// Of "NAME=PATH" the name.
+std::string NameOf(const std::string& dataset) { return dataset.substr(0, dataset.find('=')); }
+
 absl::StatusOr<std::string> PathOf(const std::string& dataset) {
   const std::vector<std::string> parts = absl::StrSplit(dataset, absl::MaxSplits('=', 1));
   if (parts.size() == 2) return parts[1];
@@ -95,9 +101,28 @@ class Study {
   }
   const std::vector<StudyRow>& rows() const { return rows_; }
 
+  // Those of the methods and seeds that have been run.
+  absl::StatusOr<std::vector<ComparedCurve>> Curves(const std::string& dataset) const {
+    std::vector<ComparedCurve> curves;
+    for (const std::string& name : options_.methods) {
+      for (const uint64_t seed : options_.seeds) {
+        const std::string reference = CurvePath(kReferenceMethod, dataset, seed);
+        const std::string path = CurvePath(name, dataset, seed);
+        if (!Env::Posix()->Exists(path) || !Env::Posix()->Exists(reference)) continue;
+        ComparedCurve& compared = curves.emplace_back();
+        compared.method = name;
+        compared.family = FindMethod(name).family;
+        ASSIGN_OR_RETURN(compared.curve, ReadCurve(path));
+        ASSIGN_OR_RETURN(compared.reference, ReadCurve(reference));
+      }
+    }
+    return curves;
+  }
+
  private:
-  std::string NameOf(const std::string& dataset) const {
-    return std::vector<std::string>(absl::StrSplit(dataset, '='))[0];
+  static absl::StatusOr<LossCurve> ReadCurve(const std::string& path) {
+    ASSIGN_OR_RETURN(const std::string csv, Env::Posix()->ReadFile(path, 1 << 20));
+    return ParseCurve(csv);
   }
   std::string CurvePath(const std::string& method, const std::string& dataset,
                         uint64_t seed) const {
@@ -118,7 +143,10 @@ class Study {
   }
   bool Done(const std::string& method, const std::string& dataset, uint64_t seed) const {
     for (const StudyRow& row : rows_) {
-      if (row.method == method && row.dataset == NameOf(dataset) && row.seed == seed) return true;
+      if (row.method == method && row.dataset == NameOf(dataset) && row.seed == seed &&
+          row.nodes == options_.nodes) {
+        return true;
+      }
     }
     return false;
   }
@@ -147,10 +175,7 @@ class Study {
   absl::StatusOr<LossCurve> CurveFor(const StudyMethod& method, const std::string& dataset,
                                      uint64_t seed) {
     const std::string path = CurvePath(method.name, dataset, seed);
-    if (options_.yaml.empty() && Env::Posix()->Exists(path)) {
-      ASSIGN_OR_RETURN(const std::string csv, Env::Posix()->ReadFile(path, 1 << 20));
-      return ParseCurve(csv);
-    }
+    if (options_.yaml.empty() && Env::Posix()->Exists(path)) return ReadCurve(path);
     SimulationOptions simulation;
     simulation.model = options_.model;
     ASSIGN_OR_RETURN(simulation.data.path, PathOf(dataset));
@@ -179,28 +204,31 @@ class Study {
   std::vector<StudyRow> rows_;
 };
 
-absl::Status WriteReport(const Options& options, const std::vector<StudyRow>& rows) {
+absl::Status WriteReport(const Options& options, const Study& study) {
   Env& env = *Env::Posix();
   ASSIGN_OR_RETURN(const std::string page, env.ReadFile(options.report, 1 << 24));
-  ASSIGN_OR_RETURN(const std::string whole, ReplaceStudy(page, StudyTables(rows)));
+  ASSIGN_OR_RETURN(const std::string whole, ReplaceStudy(page, StudyTables(study.rows())));
   RETURN_IF_ERROR(env.WriteFileAtomic(options.report, whole));
-  const std::string folder(DirName(options.report));
+  const auto write = [&](absl::string_view plot, absl::string_view of, const std::string& svg) {
+    return env.WriteFileAtomic(
+        JoinPath(DirName(options.report), absl::StrCat("quality-", plot, "-", of, ".svg")), svg);
+  };
   for (const std::string& dataset : options.datasets) {
-    const std::string name = std::vector<std::string>(absl::StrSplit(dataset, '='))[0];
-    std::vector<NamedCurve> curves;
-    for (const std::string& method : options.methods) {
-      const std::string path =
-          JoinPath(options.curves, absl::StrCat(name, "-", method, "-", options.seeds[0], ".csv"));
-      if (!env.Exists(path)) continue;
-      ASSIGN_OR_RETURN(const std::string csv, env.ReadFile(path, 1 << 20));
-      ASSIGN_OR_RETURN(LossCurve curve, ParseCurve(csv));
-      curves.push_back({method, std::move(curve)});
+    ASSIGN_OR_RETURN(const std::vector<ComparedCurve> curves, study.Curves(dataset));
+    std::vector<ComparedCurve> drawn;
+    for (const ComparedCurve& curve : curves) {
+      const auto& names = options.drawn;
+      if (std::find(names.begin(), names.end(), curve.method) != names.end()) {
+        drawn.push_back(curve);
+      }
     }
-    RETURN_IF_ERROR(env.WriteFileAtomic(
-        JoinPath(folder, absl::StrCat("quality-curves-", name, ".svg")), CurvesSvg(name, curves)));
+    const std::string of = absl::StrCat(NameOf(dataset), "-", options.nodes);
+    RETURN_IF_ERROR(write("curves", of, CurvesSvg("improvement against bytes", drawn)));
     RETURN_IF_ERROR(
-        env.WriteFileAtomic(JoinPath(folder, absl::StrCat("quality-frontier-", name, ".svg")),
-                            FrontierSvg(name, rows)));
+        write("frontier-up", of, FrontierSvg("gap against bytes sent", curves, CountedBytes::kUp)));
+    RETURN_IF_ERROR(
+        write("frontier-both", of,
+              FrontierSvg("gap against bytes sent and received", curves, CountedBytes::kBoth)));
   }
   return absl::OkStatus();
 }
@@ -221,7 +249,7 @@ absl::Status RunProgram(Options options) {
   RETURN_IF_ERROR(Env::Posix()->CreateDirs(options.curves));
   Study study(options);
   RETURN_IF_ERROR(study.Run());
-  return options.report.empty() ? absl::OkStatus() : WriteReport(options, study.rows());
+  return options.report.empty() ? absl::OkStatus() : WriteReport(options, study);
 }
 
 }  // namespace
@@ -244,6 +272,7 @@ int main(int argc, char** argv) {
   text("--model", options.model, "GGUF");
   list("--methods", options.methods,
        "Those of tests/quality/methods.cc (default: all), or new names");
+  list("--drawn", options.drawn, "Of the methods, those whose curves the report draws");
   list("--data", options.datasets, "packages, sotu or NAME=PATH");
   list("--seeds", options.seeds, "Of the runs");
   text("--run", options.run, "Changes to every run, the reference too: YAML of a run's fields");

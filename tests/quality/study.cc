@@ -29,13 +29,18 @@ LossCurve CurveOf(const RunReport& report, int64_t fp32_values) {
   return curve;
 }
 
+double GapOf(double loss, const LossCurve& reference) {
+  const double final_loss = reference.loss.back();
+  return (loss - final_loss) / (reference.loss.front() - final_loss);
+}
+
 StudyRow Compare(const LossCurve& curve, const LossCurve& reference) {
   StudyRow row;
   row.rounds = curve.rounds();
   row.final_loss = curve.loss.back();
   const double start = reference.loss.front();
   const double improvement = start - reference.loss.back();
-  row.final_gap = (row.final_loss - reference.loss.back()) / improvement;
+  row.final_gap = GapOf(row.final_loss, reference);
   for (size_t t = 0; t < kTargets.size(); ++t) {
     const double target = start - kTargets[t] * improvement;
     const auto reached = std::find_if(curve.loss.begin(), curve.loss.end(),

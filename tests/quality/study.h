@@ -19,6 +19,7 @@ namespace fedge {
 struct StudyMethod {
   std::string name;
   std::string yaml;
+  std::string family;  // what it is one setting of: a line in the plot of the frontier
 };
 
 // One run, round by round; entry 0 is before the first round. Bytes are sums over nodes and rounds.
@@ -51,6 +52,9 @@ struct StudyRow {
   double final_loss = 0;
   double final_gap = 0;  // to the reference's final loss, in its improvement; negative is better
 };
+
+// Share of the reference's improvement that a loss is short of its final one; negative: better.
+double GapOf(double loss, const LossCurve& reference);
 
 // Bytes until the loss is first at most start - target * (start - final) of `reference`.
 StudyRow Compare(const LossCurve& curve, const LossCurve& reference);

@@ -89,7 +89,14 @@ std::string Standalone(const std::string& svg) {
   return out + "\n";
 }
 
+constexpr int kColors = 5;
+
 double Log10(double value) { return std::log10(std::max(value, 1.0)); }
+
+double BytesOf(const LossCurve& curve, size_t round, CountedBytes counted) {
+  const uint64_t down = counted == CountedBytes::kBoth ? curve.down[round] : 0;
+  return static_cast<double>(curve.up[round] + down);
+}
 
 }  // namespace
 
@@ -138,11 +145,12 @@ std::string DescribeRow(const StudyRow& row, const StudyRow& reference) {
 }
 
 std::string StudyTables(const std::vector<StudyRow>& rows) {
-  std::map<std::string, std::map<std::string, MethodSummary>> summaries;  // by data set, method
+  // By data set and nodes, then method.
+  std::map<std::pair<std::string, int64_t>, std::map<std::string, MethodSummary>> summaries;
   for (const StudyRow& row : rows) {
     const StudyRow* const reference = ReferenceOf(row, rows);
     if (reference == nullptr) continue;
-    MethodSummary& summary = summaries[row.dataset][row.method];
+    MethodSummary& summary = summaries[{row.dataset, row.nodes}][row.method];
     summary.name = row.method;
     ++summary.seeds;
     summary.gap.push_back(row.final_gap);
@@ -157,7 +165,7 @@ std::string StudyTables(const std::vector<StudyRow>& rows) {
     }
   }
   std::string out;
-  for (const auto& [dataset, methods] : summaries) {
+  for (const auto& [group, methods] : summaries) {
     std::vector<MethodSummary> order;
     for (const auto& [name, summary] : methods) order.push_back(summary);
     const auto score = [](const MethodSummary& m) {
@@ -165,65 +173,92 @@ std::string StudyTables(const std::vector<StudyRow>& rows) {
     };
     std::stable_sort(order.begin(), order.end(),
                      [&](const auto& a, const auto& b) { return score(a) > score(b); });
-    absl::StrAppend(&out, "### ", dataset,
-                    "\n\nTimes fewer bytes than dense-fp32 until its loss at 80 % and 95 % of its "
-                    "improvement: median (range) over seeds.\n\n"
-                    "| method | seeds | up, 80 % | both ways, 80 % | up, 95 % | both ways, 95 % | "
-                    "final gap, % | rounds |\n|---|---|---|---|---|---|---|---|\n");
+    absl::StrAppend(
+        &out, "### ", group.first, ", ", group.second,
+        " nodes\n\nTimes fewer bytes than dense-fp32 until its loss at 80 % and 95 % of its "
+        "improvement: median (range) over seeds.\n\n"
+        "| method | seeds | up, 80 % | both ways, 80 % | up, 95 % | both ways, 95 % | "
+        "final gap, % | rounds |\n|---|---|---|---|---|---|---|---|\n");
     for (const MethodSummary& summary : order) out += TableRow(summary);
     out += "\n";
   }
   return out;
 }
 
-std::string CurvesSvg(const std::string& dataset, const std::vector<NamedCurve>& curves) {
+std::string CurvesSvg(const std::string& title, const std::vector<ComparedCurve>& curves) {
   Plot plot;
-  plot.id = absl::StrCat("curves-", dataset);
-  plot.title = "held-out loss against bytes sent and received";
-  plot.description = "The further left a line falls, the fewer bytes it needs.";
+  plot.id = "curves";
+  plot.title = title;
+  plot.description = "The further left a line rises, the fewer bytes it needs; a line is a seed.";
   plot.x.label = "bytes sent and received by all nodes";
   plot.x.powers_of_ten = true;
-  plot.y.label = "held-out loss (nats/token)";
+  plot.y.label = "share of the reference's improvement";
+  plot.y.percent = true;
   plot.height = 420;
-  for (size_t i = 0; i < curves.size(); ++i) {
-    PlotSeries series{.name = curves[i].name,
-                      .style = i < 5 ? SeriesStyle::kLine : SeriesStyle::kDashed,
-                      .color = static_cast<int>(i % 5),
+  int methods = 0;
+  for (const ComparedCurve& compared : curves) {
+    const bool first = &compared == &curves.front() || (&compared)[-1].method != compared.method;
+    if (first) ++methods;
+    PlotSeries series{.name = first ? compared.method : "",
+                      .style = methods <= kColors ? SeriesStyle::kLine : SeriesStyle::kDashed,
+                      .color = (methods - 1) % kColors,
                       .points = {}};
-    const LossCurve& curve = curves[i].curve;
+    const LossCurve& curve = compared.curve;
     for (size_t r = 1; r < curve.loss.size(); ++r) {
-      series.points.push_back(
-          {Log10(static_cast<double>(curve.up[r] + curve.down[r])), curve.loss[r], ""});
+      series.points.push_back({Log10(BytesOf(curve, r, CountedBytes::kBoth)),
+                               1 - GapOf(curve.loss[r], compared.reference),
+                               absl::StrCat(compared.method, ", round ", r)});
     }
     plot.series.push_back(std::move(series));
   }
   return Standalone(RenderSvg(plot));
 }
 
-std::string FrontierSvg(const std::string& dataset, const std::vector<StudyRow>& rows) {
+std::string FrontierSvg(const std::string& title, const std::vector<ComparedCurve>& curves,
+                        CountedBytes counted) {
+  struct Runs {
+    std::vector<double> bytes, gap;
+  };
+  std::vector<std::string> families;  // in the order they come
+  std::map<std::string, std::map<std::string, Runs>> methods_of;
+  for (const ComparedCurve& compared : curves) {
+    if (methods_of.count(compared.family) == 0) families.push_back(compared.family);
+    Runs& runs = methods_of[compared.family][compared.method];
+    const LossCurve& curve = compared.curve;
+    runs.bytes.push_back(Log10(BytesOf(curve, curve.loss.size() - 1, counted)));
+    runs.gap.push_back(GapOf(curve.loss.back(), compared.reference));
+  }
   Plot plot;
-  plot.id = absl::StrCat("frontier-", dataset);
-  plot.title = "bytes saved until 95 % of the reference's improvement";
-  plot.description = "Right and up is better; both axes are times fewer bytes than dense fp32.";
-  plot.x.label = "times fewer bytes, up";
-  plot.y.label = "times fewer bytes, both ways";
-  plot.x.powers_of_ten = plot.y.powers_of_ten = true;
-  plot.height = 420;
-  std::map<std::string, size_t> series_of;
-  for (const StudyRow& row : rows) {
-    const StudyRow* const reference = ReferenceOf(row, rows);
-    if (row.dataset != dataset || reference == nullptr) continue;
-    const auto at = SavingsAt(row, *reference, 2);
-    if (!at) continue;
-    const auto [found, added] = series_of.emplace(row.method, plot.series.size());
-    if (added) {
-      plot.series.push_back({.name = row.method,
-                             .style = SeriesStyle::kDots,
-                             .color = static_cast<int>(plot.series.size() % 5),
-                             .points = {}});
+  plot.id = "frontier";
+  plot.title = title;
+  plot.description =
+      "Left and low is better; bars reach from the least to the largest of the seeds.";
+  plot.x.label = counted == CountedBytes::kUp ? "bytes sent by all nodes in the run"
+                                              : "bytes sent and received by all nodes in the run";
+  plot.x.powers_of_ten = true;
+  plot.y.label = "gap to the reference at the end, of its improvement";
+  plot.y.percent = true;
+  plot.zero_line = true;
+  plot.height = 460;
+  for (size_t f = 0; f < families.size(); ++f) {
+    const int color = static_cast<int>(f) % kColors;
+    PlotSeries line{
+        .name = families[f],
+        .style = static_cast<int>(f) < kColors ? SeriesStyle::kLine : SeriesStyle::kDashed,
+        .color = color,
+        .points = {}};
+    for (const auto& [method, runs] : methods_of[families[f]]) {
+      const double bytes = Median(runs.bytes);
+      const auto [low, high] = std::minmax_element(runs.gap.begin(), runs.gap.end());
+      line.points.push_back({bytes, Median(runs.gap), method});
+      plot.series.push_back({.name = "",
+                             .style = SeriesStyle::kLine,
+                             .color = color,
+                             .points = {{bytes, *low, method}, {bytes, *high, method}}});
     }
-    plot.series[found->second].points.push_back(
-        {Log10(at->up), Log10(at->both), absl::StrCat(row.method, ", seed ", row.seed)});
+    std::sort(line.points.begin(), line.points.end(),
+              [](const PlotPoint& a, const PlotPoint& b) { return a.x < b.x; });
+    plot.series.push_back(std::move(line));
   }
   return Standalone(RenderSvg(plot));
 }

@@ -18,19 +18,28 @@ absl::StatusOr<LossCurve> ParseCurve(absl::string_view csv);
 // One line: how many times fewer bytes than `reference` at each target, and the final gap.
 std::string DescribeRow(const StudyRow& row, const StudyRow& reference);
 
-// A Markdown table for each data set: medians and ranges over seeds, against the reference's rows
-// of the same seed; best total first. Methods without a row of the reference are left out.
+// A Markdown table for each data set and number of nodes: medians and ranges over seeds, against
+// the reference's rows of the same seed; best total first. Methods without a row of the reference
+// are left out.
 std::string StudyTables(const std::vector<StudyRow>& rows);
 
-// Loss against bytes, a line for each curve (the first seed's), as a picture of its own.
-struct NamedCurve {
-  std::string name;
+// A method's run beside the reference's of its seed.
+struct ComparedCurve {
+  std::string method;
+  std::string family;
   LossCurve curve;
+  LossCurve reference;
 };
-std::string CurvesSvg(const std::string& dataset, const std::vector<NamedCurve>& curves);
 
-// Times fewer bytes up, and both ways, until 95 %: a dot for each method and seed.
-std::string FrontierSvg(const std::string& dataset, const std::vector<StudyRow>& rows);
+// Improvement against bytes both ways, as a picture of its own: a line for each curve, in one
+// colour for each method. Curves of one method stand together.
+std::string CurvesSvg(const std::string& title, const std::vector<ComparedCurve>& curves);
+
+// The gap at the end against the bytes of the whole run, sent by nodes or both ways: a line for
+// each family through its methods' medians over seeds, a bar from the least to the largest gap.
+enum class CountedBytes { kUp, kBoth };
+std::string FrontierSvg(const std::string& title, const std::vector<ComparedCurve>& curves,
+                        CountedBytes counted);
 
 // `page` with what is between "<!-- study -->" and "<!-- /study -->" replaced. InvalidArgument when
 // the marks are not there.

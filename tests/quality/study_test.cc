@@ -100,9 +100,19 @@ TEST(StudyTest, CurvesComeBackAndAreDrawn) {
   ASSERT_TRUE(curve.ok()) << curve.status();
   EXPECT_EQ(curve->loss, Reference().loss);
   EXPECT_EQ(curve->down, Reference().down);
-  const std::string svg = CurvesSvg("d", {{"dense", *curve}});
+  const std::vector<ComparedCurve> curves = {
+      {"dense", "all values", Reference(), Reference()},
+      {"coarse", "top-k", Curve({4, 3.8, 3.6, 3.4, 3.2}, 10, 0), Reference()},
+      {"coarse", "top-k", Curve({4, 3.8, 3.6, 3.4, 3.3}, 10, 0), Reference()}};
+  const std::string svg = CurvesSvg("d", curves);
   EXPECT_THAT(svg, StartsWith("<svg xmlns="));
   EXPECT_THAT(svg, HasSubstr(">10 k<"));
+  EXPECT_THAT(svg, HasSubstr(">coarse</text>"));
+  EXPECT_EQ(svg.find(">coarse</text>"), svg.rfind(">coarse</text>")) << "once for both seeds";
+  const std::string frontier = FrontierSvg("d", curves, CountedBytes::kUp);
+  // 40 bytes; the gaps are 20 % and 30 %, their median between them.
+  EXPECT_THAT(frontier, HasSubstr(">top-k</text>"));
+  EXPECT_THAT(frontier, HasSubstr("<title>coarse</title>"));
   EXPECT_EQ(ParseCurve("round,up,down,loss\n0,0,x,4\n").status().message(),
             "curve: line 2 is not round,up,down,loss");
 }
