@@ -269,10 +269,10 @@ absl::StatusOr<AdapterHeader> ReadAdapterHeader(absl::string_view bytes) {
   const uint64_t payload_bytes = reader.Read<uint64_t>();
   header.values_crc = reader.Read<uint32_t>();
   const uint32_t payload_crc = reader.Read<uint32_t>();
-  if (encoding < 1 || encoding > 4) {
+  if (encoding < 1 || encoding == 4 || encoding > 5) {
     return absl::UnimplementedError(
         absl::StrCat("adapter content: encoding ", encoding,
-                     " is none of 1 (fp32), 2 (fp16), 3 (delta), 4 (trellis)"));
+                     " is none of 1 (fp32), 2 (fp16), 3 (delta), 5 (trellis)"));
   }
   header.encoding = static_cast<AdapterEncoding>(encoding);
   if (reserved != 0) return Malformed(absl::StrCat("reserved bytes are ", reserved, ", not 0"));

@@ -28,10 +28,11 @@ inline constexpr double kAdapterUnit = 0x1p-24;
 inline constexpr int32_t kMaxAdapterUnits = 1 << 30;
 
 enum class AdapterEncoding : uint8_t {
-  kFp32 = 1,     // values, exact
-  kFp16 = 2,     // values, rounded to IEEE halves
-  kDelta = 3,    // units to add
-  kTrellis = 4,  // the same as trellis-coded signs, for the smallest changes
+  kFp32 = 1,   // values, exact
+  kFp16 = 2,   // values, rounded to IEEE halves
+  kDelta = 3,  // units to add
+  // 4 was a trellis of one rate for all
+  kTrellis = 5,  // the same as trellis-coded signs, for the smallest changes
 };
 
 // Whether content of this encoding is added to what a device has.

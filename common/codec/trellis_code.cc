@@ -7,6 +7,7 @@
 
 #include "common/base/status.h"
 #include "common/codec/position_coder.h"
+#include "common/codec/trellis_rates.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "common/codec/trellis_code.cc"
@@ -82,16 +83,16 @@ void FillTable(absl::Span<const float> values, float* table) {
   }
 }
 
+constexpr int kTables = kMaxTrellisPeriod / kTableBits;
+
 class PathSearch {
  public:
-  PathSearch(const TrellisCode& code, absl::Span<const float> values)
-      : code_(code),
-        values_(values),
-        table_count_((code.period() + kTableBits - 1) / kTableBits),
-        tables_(static_cast<size_t>(table_count_ * kTableSize)),
-        index_(static_cast<size_t>(table_count_ * kPairs)),
+  PathSearch(const TrellisCode& code, absl::Span<const TrellisPart> parts)
+      : parts_(parts),
+        tables_(static_cast<size_t>(kTables * kTableSize)),
+        index_(static_cast<size_t>(kTables * kPairs)),
         decisions_(kWindow * kDecisionBytes) {
-    for (int t = 0; t < table_count_; ++t) {
+    for (int t = 0; t < kTables; ++t) {
       for (int p = 0; p < kPairs; ++p) {
         const uint64_t pattern = code.pattern(static_cast<uint32_t>(2 * p));
         const auto byte = static_cast<int32_t>((pattern >> (t * kTableBits)) & (kTableSize - 1));
@@ -101,7 +102,9 @@ class PathSearch {
   }
 
   std::vector<uint8_t> Run() {
-    std::vector<uint8_t> path(code_.steps(values_.size()));
+    uint64_t steps = 0;
+    for (const TrellisPart& part : parts_) steps += TrellisSteps(part.values.size(), part.period);
+    std::vector<uint8_t> path(steps);
     uint32_t state = 0;
     for (uint64_t begin = 0; begin < path.size(); begin += kWindow) {
       const uint64_t end = std::min<uint64_t>(begin + kWindow, path.size());
@@ -117,9 +120,9 @@ class PathSearch {
     scores_[state] = 0;
     for (uint64_t step = begin; step < end; ++step) {
       if (step > begin && (step - begin) % kRebaseSteps == 0) Rebase();
-      FillTables(step);
+      const int table_count = FillTables();
       HWY_DYNAMIC_DISPATCH(Advance)
-      (tables_.data(), index_.data(), table_count_, scores_.data(), next_.data(),
+      (tables_.data(), index_.data(), table_count, scores_.data(), next_.data(),
        &decisions_[(step - begin) * kDecisionBytes]);
       scores_.swap(next_);
     }
@@ -141,37 +144,47 @@ class PathSearch {
     for (float& score : scores_) score -= base;
   }
 
-  void FillTables(uint64_t step) {
-    const auto period = static_cast<uint64_t>(code_.period());
-    for (int t = 0; t < table_count_; ++t) {
-      const uint64_t in_pattern = static_cast<uint64_t>(t) * kTableBits;
-      const uint64_t first = std::min<uint64_t>(step * period + in_pattern, values_.size());
-      const uint64_t count = std::min<uint64_t>(kTableBits, period - in_pattern);
-      FillTable(values_.subspan(first, count), &tables_[static_cast<size_t>(t * kTableSize)]);
+  // Of the next values; returns how many tables their pattern takes.
+  int FillTables() {
+    while (used_ == parts_[part_].values.size()) {
+      ++part_;
+      used_ = 0;
     }
+    const TrellisPart& part = parts_[part_];
+    const absl::Span<const float> next =
+        part.values.subspan(used_, static_cast<size_t>(part.period));
+    used_ += next.size();
+    const int table_count = (part.period + kTableBits - 1) / kTableBits;
+    for (int t = 0; t < table_count; ++t) {
+      const size_t first = std::min<size_t>(static_cast<size_t>(t * kTableBits), next.size());
+      FillTable(next.subspan(first, kTableBits), &tables_[static_cast<size_t>(t * kTableSize)]);
+    }
+    return table_count;
   }
 
-  const TrellisCode& code_;
-  absl::Span<const float> values_;
-  const int table_count_;
-  std::vector<float> tables_;   // [table_count][256]
-  std::vector<int32_t> index_;  // [table_count][pair]: where its pattern's part is in the tables
+  const absl::Span<const TrellisPart> parts_;
+  size_t part_ = 0;             // where the search is
+  size_t used_ = 0;             // values of it
+  std::vector<float> tables_;   // [table][256]
+  std::vector<int32_t> index_;  // [table][pair]: where its pattern's part is in the tables
   std::array<float, kTrellisStates> scores_, next_;
   std::vector<uint8_t> decisions_;  // [step of the window][pair], a bit each
 };
 
 }  // namespace
 
-TrellisCode::TrellisCode(uint64_t seed, int period) : period_(period) {
-  FEDGE_CHECK(period >= 1 && period <= kMaxTrellisPeriod, "a period of ", period);
+TrellisCode::TrellisCode(uint64_t seed) {
   for (uint32_t pair = 0; pair < kPairs; ++pair) {
     patterns_[2 * pair] = StreamNumber(seed, pair);
     patterns_[2 * pair + 1] = ~patterns_[2 * pair];
   }
 }
 
-std::vector<uint8_t> FindTrellisPath(const TrellisCode& code, absl::Span<const float> values) {
-  return PathSearch(code, values).Run();
+std::vector<uint8_t> FindTrellisPath(const TrellisCode& code, absl::Span<const TrellisPart> parts) {
+  for (const TrellisPart& part : parts) {
+    FEDGE_CHECK(part.period >= 1 && part.period <= kMaxTrellisPeriod, "a period of ", part.period);
+  }
+  return PathSearch(code, parts).Run();
 }
 
 }  // namespace fedge

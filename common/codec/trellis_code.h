@@ -1,7 +1,8 @@
 // Trellis-coded signs: a vector in less than one bit a value, without positions.
 //
 // A path of bits drives a shift register of 8 bits. After each bit, the register's state stands for
-// a pattern of `period` signs, the next ones of the vector. The sender searches the path whose
+// a pattern of signs, of which the first `period` are the next ones of the vector; parts of the
+// vector may have periods of their own. The sender searches the path whose
 // signs have the largest inner product with the values (Viterbi 1967); times one scale they are
 // what the receiver reconstructs. Signs of two paths from one state are opposite, so that with a
 // period of 1 every sign can be sent.
@@ -34,21 +35,16 @@ inline constexpr int kMaxTrellisPeriod = 64;
 // The patterns of all states for one seed.
 class TrellisCode {
  public:
-  TrellisCode(uint64_t seed, int period);  // 1 to kMaxTrellisPeriod (CHECKed)
+  explicit TrellisCode(uint64_t seed);
 
-  int period() const { return period_; }
   // Bit j: sign j of the pattern, 1 for plus.
   uint64_t pattern(uint32_t state) const { return patterns_[state]; }
-  uint64_t steps(uint64_t count) const {
-    return (count + static_cast<uint64_t>(period_) - 1) / static_cast<uint64_t>(period_);
-  }
 
   static uint32_t Next(uint32_t state, uint32_t bit) {
     return ((state << 1) | bit) & (kTrellisStates - 1);
   }
 
  private:
-  int period_;
   std::array<uint64_t, kTrellisStates> patterns_;
 };
 
@@ -57,11 +53,16 @@ class TrellisSigns {
  public:
   explicit TrellisSigns(const TrellisCode& code) : code_(code) {}
 
+  // The next part of the vector, from the state that the one before ended in.
+  void Begin(int period) {
+    period_ = period;
+    left_ = 0;
+  }
   bool needs_bit() const { return left_ == 0; }
   void Feed(uint32_t bit) {
     state_ = TrellisCode::Next(state_, bit);
     pattern_ = code_.pattern(state_);
-    left_ = code_.period();
+    left_ = period_;
   }
   // Whether the next sign is plus. Not when a bit is needed.
   bool Next() {
@@ -85,13 +86,20 @@ class TrellisSigns {
   const TrellisCode& code_;
   uint32_t state_ = 0;
   uint64_t pattern_ = 0;
+  int period_ = 1;
   int left_ = 0;
 };
 
-// The path [steps(values.size())], a bit an entry, whose signs have the largest inner product with
-// `values` (within windows of some thousand steps). The same path on every machine. About 30
+// Values that follow each other with one period, 1 to kMaxTrellisPeriod (CHECKed).
+struct TrellisPart {
+  absl::Span<const float> values;
+  int period = 1;
+};
+
+// The path through all parts, a bit an entry, whose signs have the largest inner product with the
+// values (within windows of some thousand steps). The same path on every machine. About 30
 // operations a value at a period of 8; scratch of about 100 KB.
-std::vector<uint8_t> FindTrellisPath(const TrellisCode& code, absl::Span<const float> values);
+std::vector<uint8_t> FindTrellisPath(const TrellisCode& code, absl::Span<const TrellisPart> parts);
 
 }  // namespace fedge
 

@@ -16,10 +16,6 @@
 
 namespace fedge {
 
-// Signs that share a bit, so that there is at most `bits_per_parameter` of it: 1 to
-// kMaxTrellisPeriod.
-int TrellisPeriod(double bits_per_parameter);
-
 // Appends the payload of all `values` [layout.size()] of the slice (magnitudes up to 65504) and
 // replaces each by what the receiver will decode. Of `options`: density, seed, relaxation.
 void AppendTrellisPayload(const SliceLayout& layout, const EncodeOptions& options,
@@ -32,8 +28,13 @@ absl::Status ReadTrellisPayload(absl::string_view payload, const UpdateHeader& h
 // Of a payload that ReadTrellisPayload has read.
 PayloadBits TrellisPayloadBits(absl::string_view payload, const SliceLayout& layout);
 
-// Upper bound of the payload.
+// Upper bound of the payload: the path has `bits_per_parameter`, what tells the groups' rates and
+// scales at most a sixteenth more.
 uint64_t TrellisPayloadBound(uint64_t num_parameters, double bits_per_parameter);
+
+// The most bits a parameter, up to 1, whose bound is at most `payload_bytes`; below
+// kLeastTrellisBits: none.
+double TrellisBitsWithin(uint64_t num_parameters, uint64_t payload_bytes);
 
 }  // namespace fedge
 

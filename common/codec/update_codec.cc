@@ -10,7 +10,6 @@
 #include "common/codec/magnitude_selection.h"
 #include "common/codec/position_coder.h"
 #include "common/codec/rate_control.h"
-#include "common/codec/trellis_code.h"
 #include "common/codec/trellis_payload.h"
 #include "common/codec/update_header.h"
 #include "common/codec/update_payload.h"
@@ -112,6 +111,10 @@ absl::Status CheckExpected(const UpdateHeader& header, const Digest& layout,
 
 }  // namespace
 
+bool IsUpdateSupport(UpdateSupport support) {
+  return support <= UpdateSupport::kSeeded || support == UpdateSupport::kTrellis;
+}
+
 std::string UpdateSupportName(UpdateSupport support) {
   switch (support) {
     case UpdateSupport::kDense:
@@ -127,7 +130,7 @@ std::string UpdateSupportName(UpdateSupport support) {
 }
 
 absl::Status CheckEncodeOptions(const EncodeOptions& options) {
-  if (options.support > UpdateSupport::kTrellis) {
+  if (!IsUpdateSupport(options.support)) {
     return absl::InvalidArgumentError(
         absl::StrCat(UpdateSupportName(options.support), " of updates is unknown"));
   }
@@ -191,10 +194,11 @@ namespace {
 // The finest trellis that fits.
 absl::StatusOr<EncodeOptions> FitTrellis(uint64_t num_parameters, EncodeOptions options) {
   const uint64_t budget = std::exchange(options.budget_bytes, 0);
-  for (int period = 1; period <= kMaxTrellisPeriod; ++period) {
-    options.density = 1.0 / period;
-    if (EncodedSizeBound(num_parameters, options) <= budget) return options;
+  if (budget > kUpdateHeaderBytes) {
+    options.density = TrellisBitsWithin(num_parameters, budget - kUpdateHeaderBytes);
+    if (options.density >= kLeastTrellisBits) return options;
   }
+  options.density = kLeastTrellisBits;
   return absl::ResourceExhaustedError(
       absl::StrCat("update: no trellis of ", num_parameters, " signs fits a budget of ", budget,
                    " bytes; raise it to ", EncodedSizeBound(num_parameters, options)));

@@ -22,11 +22,15 @@ namespace fedge {
 
 // Which coordinates of the slice are sent.
 enum class UpdateSupport : uint8_t {
-  kDense = 0,    // all
-  kTopK = 1,     // the largest magnitudes
-  kSeeded = 2,   // a pseudo-random set that both sides derive from a seed: no index bytes
-  kTrellis = 3,  // all, as signs of which several share a bit (trellis_code.h)
+  kDense = 0,   // all
+  kTopK = 1,    // the largest magnitudes
+  kSeeded = 2,  // a pseudo-random set that both sides derive from a seed: no index bytes
+  // 3 was a trellis of one rate for all
+  kTrellis = 4,  // all, as signs of which several share a bit (trellis_code.h)
 };
+
+// Whether it is one of the above.
+bool IsUpdateSupport(UpdateSupport support);
 
 // "dense", "top-k", "seeded", "trellis"; the numbers of unknown ones.
 std::string UpdateSupportName(UpdateSupport support);
@@ -48,8 +52,8 @@ struct EncodeOptions {
   bool stochastic = false;
   uint64_t seed = 0;           // of the seeded support, the trellis; travels in the header
   uint64_t rounding_seed = 0;  // of stochastic rounding: a counter-based stream
-  // Not 0: the density is chosen so that the update is at most this long and, other than of
-  // kTrellis, at least 95 % of it, where not every value fits; `density` is then ignored, as this
+  // Not 0: the density is chosen so that the update is at most this long and at least 95 % of it
+  // (a trellis 90 %), where not every value fits; `density` is then ignored, as this
   // is by kDense.
   uint64_t budget_bytes = 0;
 };

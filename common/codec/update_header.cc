@@ -132,9 +132,9 @@ absl::StatusOr<WireHeader> ParseUpdateHeader(absl::string_view bytes) {
   header.payload_bytes = reader.Read<uint64_t>();
   FEDGE_CHECK(reader.ok());
   update.support = static_cast<UpdateSupport>(support);
-  if (update.support > UpdateSupport::kTrellis) {
+  if (!IsUpdateSupport(update.support)) {
     return absl::UnimplementedError(absl::StrCat(
-        "update: support ", support, " is none of 0 (dense), 1 (top-k), 2 (seeded), 3 (trellis)"));
+        "update: support ", support, " is none of 0 (dense), 1 (top-k), 2 (seeded), 4 (trellis)"));
   }
   RETURN_IF_ERROR(CheckFields(update));
   return header;

@@ -19,7 +19,9 @@ constexpr size_t kChoices = 6;  // bytes that choose options
 EncodeOptions OptionsOf(const uint8_t* choice) {
   const int widths[] = {1, 2, 3, 4, 8, 16};
   EncodeOptions options;
-  options.support = static_cast<UpdateSupport>(choice[0] % 4);
+  constexpr UpdateSupport kSupports[] = {UpdateSupport::kDense, UpdateSupport::kTopK,
+                                         UpdateSupport::kSeeded, UpdateSupport::kTrellis};
+  options.support = kSupports[choice[0] % 4];
   options.value_bits = widths[choice[1] % 6];
   options.density = static_cast<double>(choice[2]) / 250;
   options.relaxation = static_cast<double>(choice[1]) / 128;

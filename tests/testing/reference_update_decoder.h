@@ -52,15 +52,16 @@ class ReferenceUpdateDecoder {
     if (raw_.Field(116, 4) != Crc32c(bytes_.substr(132))) return false;
     if (raw_.Field(120, 8) != bytes_.size() - 132) return false;
     if (bytes_.substr(7, 5) != slice || bytes_.substr(48, 32) != layout) return false;
-    if (parameters_ != expected_ || count_ > parameters_ || support_ > 3) return false;
-    if (support_ % 3 == 0 && count_ != parameters_) return false;
+    if (parameters_ != expected_ || count_ > parameters_) return false;
+    if (support_ == 3 || support_ > 4) return false;
+    if (support_ % 4 == 0 && count_ != parameters_) return false;
     if (support_ < 2 && seed_ != 0) return false;
-    if (support_ == 3) return width_ == 1;
+    if (support_ == 4) return width_ == 1;
     return (width_ >= 1 && width_ <= 4) || width_ == 8 || width_ == 16;
   }
 
   bool Payload() {
-    if (support_ == 3) return Trellis();
+    if (support_ == 4) return Trellis();
     const uint64_t modes = raw_.Field(132, 1);
     const uint64_t log2 = raw_.Bits(8);
     coder_ = ReferenceRangeDecoder(raw_.Bytes(raw_.Varint()));
@@ -124,17 +125,34 @@ class ReferenceUpdateDecoder {
   }
 
   bool Trellis() {
-    const uint64_t period = raw_.Field(132, 1);
-    const uint64_t log2 = raw_.Bits(8);
-    if (period < 1 || period > 64 || log2 > 31 || !Positions(false, 0)) return false;
-    for (const uint64_t end : GroupEnds(log2)) update_.values.resize(end, raw_.Half());
+    constexpr uint64_t kPeriods[] = {0, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1};
+    const uint64_t log2 = raw_.Field(132, 1);
+    if (log2 > 31 || !Positions(false, 0)) return false;
+    const std::vector<uint64_t> ends = GroupEnds(log2);
+    std::vector<uint64_t> rates(ends.size()), scales(ends.size());
+    for (uint64_t& rate : rates) rate = raw_.Bits(4);
+    for (uint64_t g = 0; g < ends.size(); ++g) {
+      if (rates[g] > 12) return false;
+      if (rates[g] > 0) scales[g] = raw_.Bits(8);
+    }
     uint64_t state = 0;
-    for (uint64_t i = 0; i < count_ && !raw_.failed(); ++i) {
-      float& value = update_.values[i];
-      if (std::signbit(value) || !std::isfinite(value)) return false;
-      if (i % period == 0) state = (2 * state + raw_.Bits(1)) % 256;
-      const uint64_t even = ReferenceStream(seed_, state / 2) >> (i % period);
-      if (even % 2 == state % 2) value = -value;
+    uint64_t i = 0;
+    for (uint64_t g = 0; g < ends.size(); ++g) {
+      const uint64_t code = scales[g];
+      const auto fraction = static_cast<double>(code % 8 + (code < 8 ? 0 : 8));
+      const double exponent = code < 8 ? 0 : static_cast<double>(code / 8 - 1);
+      const auto scale = static_cast<float>(fraction * std::exp2(exponent - 24));
+      const uint64_t begin = i;
+      for (; i < ends[g] && !raw_.failed(); ++i) {
+        if (rates[g] == 0) {
+          update_.values.push_back(0);
+          continue;
+        }
+        const uint64_t sign = (i - begin) % kPeriods[rates[g]];
+        if (sign == 0) state = (2 * state + raw_.Bits(1)) % 256;
+        const uint64_t even = ReferenceStream(seed_, state / 2) >> sign;
+        update_.values.push_back(even % 2 == state % 2 ? -scale : scale);
+      }
     }
     return raw_.Padding() && raw_.AtEnd();
   }

@@ -225,8 +225,9 @@ TEST_F(HostileAdapterTest, NamesWhatIsWrong) {
   EXPECT_EQ(Read("").code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(ReadWith(0, "FDGU").code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(ReadWith(4, "\x02").code(), StatusCode::kUnimplemented);
-  EXPECT_EQ(ReadWith(5, "\x05").code(), StatusCode::kUnimplemented);
-  EXPECT_EQ(ReadWith(5, "\x04").code(), StatusCode::kInvalidArgument);   // levels as a trellis
+  EXPECT_EQ(ReadWith(5, "\x06").code(), StatusCode::kUnimplemented);
+  EXPECT_EQ(ReadWith(5, "\x04").code(), StatusCode::kUnimplemented);     // no longer
+  EXPECT_EQ(ReadWith(5, "\x05").code(), StatusCode::kInvalidArgument);   // levels as a trellis
   EXPECT_EQ(ReadWith(5, "\x01").code(), StatusCode::kInvalidArgument);   // a delta that says values
   EXPECT_EQ(ReadWith(6, "\x01").code(), StatusCode::kInvalidArgument);   // reserved
   EXPECT_EQ(ReadWith(8, "\x08").code(), StatusCode::kInvalidArgument);   // from 8 to 7

@@ -47,30 +47,34 @@ void ExpectInvalid(const std::string& bytes, size_t size, absl::string_view mess
       << message;
 }
 
-TEST(TrellisPayloadTest, APeriodIsTheWholeNumberThatKeepsWithinTheBits) {
-  const struct {
-    double bits;
-    int period;
-  } kTable[] = {{1, 1},     {0.9, 2},     {0.5, 2},       {1.0 / 3, 3}, {0.2, 5},
-                {0.125, 8}, {0.0625, 16}, {1.0 / 64, 64}, {0.01, 64},   {1e-300, 64}};
-  for (const auto& row : kTable) EXPECT_EQ(TrellisPeriod(row.bits), row.period) << row.bits;
-  for (int period = 1; period <= kMaxTrellisPeriod; ++period) {
-    EXPECT_EQ(TrellisPeriod(1.0 / period), period);
-  }
-}
-
-// Head, a half for each group, a bit for each `period` values.
-TEST(TrellisPayloadTest, HasTheSizeOfItsScalesAndSteps) {
+// Head, 12 bits for each group, a bit for each period.
+TEST(TrellisPayloadTest, HasTheSizeOfItsGroupsAndSteps) {
   const size_t size = 5001;  // runs of 5000 and 1
   const std::vector<float> delta = RandomDelta(size, 1);
   const struct {
     double bits;
-    size_t groups, path_bytes;
-  } kTable[] = {{1, 2, 626}, {0.5, 2, 313}, {0.125, 2, 79}, {0.0625, 1, 40}, {1.0 / 64, 1, 10}};
+    size_t groups, steps;
+  } kTable[] = {{1, 2, 5001}, {0.5, 2, 2501}, {0.125, 2, 626}, {1.0 / 64, 1, 79}};
   for (const auto& row : kTable) {
-    EXPECT_EQ(Encode(delta, Trellis(row.bits)).size(),
-              kUpdateHeaderBytes + 2 + 2 * row.groups + row.path_bytes)
-        << row.bits;
+    const size_t bytes = Encode(delta, Trellis(row.bits)).size();
+    EXPECT_LE(bytes, kUpdateHeaderBytes + 1 + (12 * row.groups + row.steps + 7) / 8) << row.bits;
+    EXPECT_GE(bytes + 1, kUpdateHeaderBytes + 1 + (4 * row.groups + row.steps) / 8) << row.bits;
+  }
+}
+
+TEST(TrellisPayloadTest, TheMostBitsWithinAPayloadKeepTheirBound) {
+  for (const uint64_t size : {7u, 64u, 5001u, 193'536u, 8'798'208u}) {
+    for (const double share : {0.02, 0.1, 0.3, 0.9, 2.0}) {
+      const auto bytes = static_cast<uint64_t>(share * static_cast<double>(size) / 8) + 3;
+      const double bits = TrellisBitsWithin(size, bytes);
+      ASSERT_LE(bits, 1);
+      if (bits < kLeastTrellisBits) continue;
+      EXPECT_LE(TrellisPayloadBound(size, bits), bytes) << size << " " << share;
+      if (bits == 1) continue;
+      const double more = bits + 2.5 / static_cast<double>(size);
+      EXPECT_GE(TrellisPayloadBound(size, std::min(1.0, more * 1.001)) + 1, bytes)
+          << size << " " << share;
+    }
   }
 }
 
@@ -92,7 +96,7 @@ TEST(TrellisPayloadTest, NeverPassesItsBoundNorStaysFarBelow) {
       ASSERT_TRUE(bytes.ok()) << bytes.status();
       const uint64_t bound = EncodedSizeBound(static_cast<uint64_t>(layout.size()), options);
       EXPECT_LE(bytes->size(), bound) << period;
-      EXPECT_GE(static_cast<double>(bytes->size()), 0.95 * static_cast<double>(bound)) << period;
+      EXPECT_GE(static_cast<double>(bytes->size()), 0.9 * static_cast<double>(bound)) << period;
     }
   }
 }
@@ -116,8 +120,8 @@ TEST(TrellisPayloadTest, RelaxationScalesWhatIsSentAndOneLeavesTheLeast) {
     EXPECT_LT(left[1], left[0]);
     EXPECT_LT(left[1], left[2]);
     EXPECT_LT(left[1], Energy(delta));
-    EXPECT_NEAR(sent[0] / sent[1], 0.8, 1e-3);
-    EXPECT_NEAR(sent[2] / sent[1], 1.5, 1e-3);
+    EXPECT_NEAR(sent[0] / sent[1], 0.8, 0.08);  // a scale is within a sixteenth
+    EXPECT_NEAR(sent[2] / sent[1], 1.5, 0.15);
   }
 }
 
@@ -138,8 +142,9 @@ TEST(TrellisPayloadTest, GroupsKeepTheirOwnScale) {
       const auto begin = values.begin() + static_cast<int64_t>(run * 2048);
       return Energy(std::vector<float>(begin, begin + 2048));
     };
-    EXPECT_LT(part(residual), 0.7 * part(delta)) << run;
-    EXPECT_GT(part(residual), 0.4 * part(delta)) << run;
+    // The loud run has a bit a value and no other's scale; they share what is left.
+    EXPECT_LT(part(residual), (run == 1 ? 0.4 : 0.8) * part(delta)) << run;
+    EXPECT_GT(part(residual), (run == 1 ? 0.3 : 0.5) * part(delta)) << run;
   }
 }
 
@@ -152,7 +157,9 @@ TEST(TrellisPayloadTest, ZerosAndTheLargestValuesAreSound) {
   for (size_t i = 0; i < largest.size(); i += 2) largest[i] = -65504;
   const auto decoded = Decode(Encode(largest, Trellis(1, 1.5)), 700);
   ASSERT_TRUE(decoded.ok()) << decoded.status();
-  EXPECT_EQ(decoded->values, largest);  // a scale ends at the largest half
+  for (size_t i = 0; i < largest.size(); ++i) {  // the largest scale
+    ASSERT_EQ(decoded->values[i], i % 2 == 0 ? -960.0f : 960.0f) << i;
+  }
 }
 
 TEST(TrellisPayloadTest, NamesWhatIsWrongWithAHeader) {
@@ -178,35 +185,40 @@ TEST(TrellisPayloadTest, NamesWhatIsWrongWithAPayload) {
     Reseal(&bytes);
     return bytes;
   };
-  // 30 values of period 4 take 8 steps; the scale is 1.
-  const auto good = Decode(with(string("\x04\x0b\x00\x3c\xff", 5)), 30);
+  // One group at rate 9 (period 4): 8 steps; 4 bits of rate, 8 of scale (0xb0: 1), 8 of path.
+  const string payload("\x0b\x09\xfb\x0f", 4);
+  const auto good = Decode(with(payload), 30);
   ASSERT_TRUE(good.ok()) << good.status();
   EXPECT_EQ(std::abs(good->values[29]), 1.0f);
+  const auto changed = [&](size_t offset, char byte) {
+    string bytes = payload;
+    bytes[offset] = byte;
+    return with(bytes);
+  };
   ExpectInvalid(with(""), 30, "the payload's head is cut off");
-  ExpectInvalid(with("\x04"), 30, "the payload's head is cut off");
-  for (const int period : {0, 65, 255}) {
-    ExpectInvalid(with(string(1, static_cast<char>(period)) + string("\x0b\x00\x3c\xff", 4)), 30,
-                  absl::StrCat("a bit for ", period, " signs, outside 1 to 64"));
+  ExpectInvalid(with("\x0b"), 30, "the rates of 1 groups are cut off");
+  ExpectInvalid(changed(0, '\x20'), 30, "scale groups of 2^32 values");
+  for (const int rate : {13, 15}) {
+    ExpectInvalid(changed(1, static_cast<char>(rate)), 30,
+                  absl::StrCat("rate ", rate, " of a group, the last is 12"));
   }
-  ExpectInvalid(with(string("\x04\x20\x00\x3c\xff", 5)), 30, "scale groups of 2^32 values");
-  ExpectInvalid(with(string("\x04\x0b\x00\x3c", 4)), 30,
-                "a payload of 4 bytes, 1 scales and a bit for 4 signs need 5");
-  ExpectInvalid(with(string("\x04\x0b\x00\x3c\xff\x00", 6)), 30, "a payload of 6 bytes");
-  ExpectInvalid(with(string("\x03\x0b\x00\x3c\xff", 5)), 30, "need 6");    // 10 steps
-  ExpectInvalid(with(string("\x04\x02\x00\x3c\xff", 5)), 30, "2 scales");  // 29 values and 1
-  ExpectInvalid(with(string("\x05\x0b\x00\x3c\xff", 5)), 30, "bits after the path are not zero");
-  ExpectInvalid(with(string("\x04\x0b\x00\xbc\xff", 5)), 30, "a scale is -1: negative");
-  ExpectInvalid(with(string("\x04\x0b\x00\x80\xff", 5)), 30, "a scale is -0: negative");
-  ExpectInvalid(with(string("\x04\x0b\x00\x7c\xff", 5)), 30, "a scale is inf");
-  ExpectInvalid(with(string("\x04\x0b\x00\x7e\xff", 5)), 30, "a scale is nan");
+  ExpectInvalid(with(payload.substr(0, 3)), 30,
+                "a payload of 3 bytes, 1 groups and a path of 8 bits need 4");
+  ExpectInvalid(with(payload + string(1, '\0')), 30, "a payload of 5 bytes");
+  ExpectInvalid(changed(1, '\x0c'), 30, "a path of 30 bits need 7");
+  ExpectInvalid(with("\x02\x99\xfb\x0f"), 30, "2 groups and a path of 9 bits need 6");
+  ExpectInvalid(changed(3, '\x1f'), 30, "bits after the path are not zero");
+  const auto nothing = Decode(with(string("\x0b\0", 2)), 30);
+  ASSERT_TRUE(nothing.ok()) << nothing.status();
+  EXPECT_THAT(nothing->values, Each(0.0f));
 }
 
-// What a claim costs is bounded by the bytes that came: a bit stands for 64 values at most.
+// A path is there or the update is refused before its values are.
 TEST(TrellisPayloadTest, AllocatesNothingForAPathThatIsNotThere) {
   std::string bytes = Encode(RandomDelta(100'000, 1), Trellis(1.0 / 64));
   bytes.resize(bytes.size() - 100);
   Reseal(&bytes);
-  ExpectInvalid(bytes, 100'000, "a payload of 102 bytes, 2 scales and a bit for 64 signs need 202");
+  ExpectInvalid(bytes, 100'000, "bits need 2");
 }
 
 }  // namespace

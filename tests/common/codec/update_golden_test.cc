@@ -162,7 +162,8 @@ std::map<std::string, Rejected> RejectedUpdates() {
       {"reject/short_header.fdgu", {good.substr(0, 131), kInvalid}},
       {"reject/magic.fdgu", {With(good, 0, "GGUF"), kInvalid}},
       {"reject/version.fdgu", {With(good, 4, "\x03"), absl::StatusCode::kUnimplemented}},
-      {"reject/support.fdgu", {With(good, 5, "\x04"), absl::StatusCode::kUnimplemented}},
+      {"reject/support.fdgu", {With(good, 5, "\x05"), absl::StatusCode::kUnimplemented}},
+      {"reject/support_retired.fdgu", {With(good, 5, "\x03"), absl::StatusCode::kUnimplemented}},
       {"reject/value_bits.fdgu", {With(good, 6, "\x05"), kInvalid}},
       {"reject/factors.fdgu", {With(good, 7, "\x03"), kInvalid}},
       {"reject/no_components.fdgu", {With(good, 10, string(2, '\0')), kInvalid}},
@@ -212,17 +213,16 @@ std::map<std::string, Rejected> RejectedTrellises() {
   std::map<std::string, Rejected> rejected = {
       {"reject/trellis_value_bits.fdgu", {With(good, 6, "\x02"), kInvalid}},
       {"reject/trellis_count.fdgu", {With(good, 112, "\x0F"), kInvalid}}};
+  // Rate 9 (period 4) of one group, scale 1, 4 steps.
   const std::pair<absl::string_view, string> kPayloads[] = {
-      {"no_head", "\x04"},
-      {"no_period", string("\0\x0b\0\x3c\x0f", 5)},
-      {"period", string("\x41\x0b\0\x3c\x0f", 5)},
-      {"scale_groups", string("\x04\x20\0\x3c\x0f", 5)},
-      {"cut", string("\x04\x0b\0\x3c", 4)},
-      {"too_long", string("\x04\x0b\0\x3c\x0f\0", 6)},
-      {"padding", string("\x04\x0b\0\x3c\x1f", 5)},
-      {"scale_negative", string("\x04\x0b\0\xbc\x0f", 5)},
-      {"scale_infinite", string("\x04\x0b\0\x7c\x0f", 5)},
-      {"scale_nan", string("\x04\x0b\0\x7e\x0f", 5)},
+      {"no_head", ""},
+      {"no_rates", "\x0b"},
+      {"rate", "\x0b\x0d\xfb"},
+      {"scale_groups", "\x20\x09\xfb"},
+      {"cut", "\x0b\x09"},
+      {"too_long", string("\x0b\x09\xfb\0", 4)},
+      {"longer_path", "\x0b\x0c\xfb"},
+      {"padding", "\x0b\x08\xfb"},
   };
   for (const auto& [name, payload] : kPayloads) {
     rejected[absl::StrCat("reject/trellis_", name, ".fdgu")] = {WithPayload(payload, good),
@@ -237,9 +237,8 @@ TEST(UpdateGoldenTest, RejectsTheCommittedBrokenUpdates) {
   EXPECT_TRUE(DecodeUpdate(WithPayload(std::string("\x01\x1f\0\0\0\0\x3c\0\x40\0", 10)), hash,
                            ExampleLayout())
                   .ok());
-  EXPECT_TRUE(DecodeUpdate(WithPayload(std::string("\x04\x0b\0\x3c\x0f", 5), TrellisExample()),
-                           hash, ExampleLayout())
-                  .ok());
+  EXPECT_TRUE(
+      DecodeUpdate(WithPayload("\x0b\x09\xfb", TrellisExample()), hash, ExampleLayout()).ok());
   std::map<std::string, Rejected> all = RejectedUpdates();
   all.merge(RejectedTrellises());
   for (const auto& [name, rejected] : all) {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "common/codec/trellis_rates.h"
 #include "common/codec/update_codec.h"
 #include "common/codec/update_header.h"
 #include "tests/testing/update_samples.h"
@@ -204,15 +205,18 @@ TEST(UpdateHostileTest, AgreesWithTheReferenceOnTrellisNoise) {
   const std::string good = Encode(RandomDelta(40, 7), kTrellis, 0.2, 1);
   for (int round = 0; round < 4000; ++round) {
     std::string bytes = good.substr(0, kUpdateHeaderBytes);
-    const uint64_t period = rng.Below(8) == 0 ? rng.Below(256) : 1 + rng.Below(64);
-    bytes.push_back(static_cast<char>(period));
-    bytes.push_back(static_cast<char>(rng.Below(8) == 0 ? rng.Below(64) : 31));
-    // The right length half of the time; scales below 2 in most.
-    bytes.push_back(static_cast<char>(rng.Next()));
-    bytes.push_back(static_cast<char>(rng.Below(4) == 0 ? rng.Next() : rng.Below(0x40)));
-    const uint64_t path = (40 / std::max<uint64_t>(period, 1) + 7) / 8;
-    const uint64_t length = rng.Below(2) == 0 ? path : rng.Below(9);
-    for (uint64_t i = 0; i < length; ++i) bytes.push_back(static_cast<char>(rng.Next() & 1));
+    const bool one_group = rng.Below(8) != 0;
+    bytes.push_back(static_cast<char>(one_group ? 31 : rng.Below(64)));
+    // Most rates are known ones; the right length half of the time.
+    const uint64_t rate = rng.Below(8) == 0 ? rng.Below(16) : rng.Below(13);
+    bytes.push_back(static_cast<char>(rate | (rng.Next() << 4)));
+    const int period = rate < kTrellisPeriods.size() ? kTrellisPeriods[rate] : 1;
+    const uint64_t bits = (rate > 0 ? 12 : 4) + TrellisSteps(40, period);
+    const uint64_t length = rng.Below(2) == 0 ? (bits - 1) / 8 : rng.Below(9);
+    for (uint64_t i = 0; i < length; ++i) bytes.push_back(static_cast<char>(rng.Next()));
+    if (bits % 8 != 0 && rng.Below(4) != 0) {
+      bytes.back() = static_cast<char>(bytes.back() & ((1 << (bits % 8)) - 1));
+    }
     Reseal(&bytes);
     ExpectAgreement(bytes, 40);
     accepted += Decode(bytes, 40).ok() ? 1 : 0;
@@ -313,8 +317,10 @@ TEST(UpdateHostileTest, NamesWhatIsWrongWithAHeader) {
   };
   ExpectInvalid(with(0, "GGUF"), 64, "the first four bytes are not \"FDGU\"");
   EXPECT_EQ(Decode(with(4, "\x01"), 64).status().code(), absl::StatusCode::kUnimplemented);
-  EXPECT_EQ(Decode(with(5, "\x04"), 64).status().code(), absl::StatusCode::kUnimplemented);
-  ExpectInvalid(with(5, "\x03"), 64, "num_nonzero 32 of 64 in a trellis update");
+  for (const char* support : {"\x03", "\x05"}) {
+    EXPECT_EQ(Decode(with(5, support), 64).status().code(), absl::StatusCode::kUnimplemented);
+  }
+  ExpectInvalid(with(5, "\x04"), 64, "num_nonzero 32 of 64 in a trellis update");
   ExpectInvalid(with(6, "\x05"), 64, "value_bits 5 is none of");
   ExpectInvalid(with(7, "\x03"), 64, "factors 3 is not 0, 1 or 2");
   ExpectInvalid(with(8, std::string("\x00\x04", 2)), 64, "components [1024, 1024) are not within");
