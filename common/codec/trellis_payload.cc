@@ -153,6 +153,15 @@ absl::Status ReadRates(const SliceLayout& layout, absl::string_view payload, Bit
                                 (head->bits + 7) / 8));
 }
 
+// Of a payload that was read before.
+Head KnownHead(absl::string_view payload, const SliceLayout& layout) {
+  BitReader raw(payload.substr(kHeadBytes));
+  Head head;
+  const absl::Status read = ReadRates(layout, payload, raw, &head);
+  FEDGE_CHECK(read.ok(), read.message());
+  return head;
+}
+
 }  // namespace
 
 void AppendTrellisPayload(const SliceLayout& layout, const EncodeOptions& options,
@@ -234,14 +243,24 @@ absl::Status ReadTrellisPayload(absl::string_view payload, const UpdateHeader& h
 }
 
 PayloadBits TrellisPayloadBits(absl::string_view payload, const SliceLayout& layout) {
-  BitReader raw(payload.substr(kHeadBytes));
-  Head head;
-  const absl::Status read = ReadRates(layout, payload, raw, &head);
-  FEDGE_CHECK(read.ok(), read.message());
+  const Head head = KnownHead(payload, layout);
   const auto sent =
       static_cast<double>(head.rates.size()) - static_cast<double>(absl::c_count(head.rates, 0));
   return {.head = static_cast<double>(8 * kHeadBytes + kRateBits * head.rates.size()),
           .scales = kScaleBits * sent};
+}
+
+std::vector<uint64_t> TrellisBitsByRun(absl::string_view payload, const SliceLayout& layout) {
+  const Head head = KnownHead(payload, layout);
+  std::vector<uint64_t> bits;
+  size_t g = 0;
+  uint32_t end = 0;
+  for (const SliceRun& run : layout.runs()) {
+    end += static_cast<uint32_t>(run.size);
+    while (head.ends[g] < end) ++g;  // a group ends where a run does
+    bits.push_back(TrellisSteps(static_cast<uint64_t>(run.size), PeriodOf(head.rates[g])));
+  }
+  return bits;
 }
 
 uint64_t TrellisPayloadBound(uint64_t num_parameters, double bits_per_parameter) {

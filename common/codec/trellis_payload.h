@@ -28,6 +28,10 @@ absl::Status ReadTrellisPayload(absl::string_view payload, const UpdateHeader& h
 // Of a payload that ReadTrellisPayload has read.
 PayloadBits TrellisPayloadBits(absl::string_view payload, const SliceLayout& layout);
 
+// The bits of the path that each run of the slice has, likewise; runs of one group share its by
+// their sizes.
+std::vector<uint64_t> TrellisBitsByRun(absl::string_view payload, const SliceLayout& layout);
+
 // Upper bound of the payload: the path has `bits_per_parameter`, what tells the groups' rates and
 // scales at most a sixteenth more.
 uint64_t TrellisPayloadBound(uint64_t num_parameters, double bits_per_parameter);

@@ -34,8 +34,8 @@ int LeastRate(absl::Span<const TrellisGroup> groups, uint64_t steps) {
   uint64_t count = 0;
   for (const TrellisGroup& group : groups) count += group.count;
   int least = 0;
-  while (least + 1 < kRates && 4 * TrellisSteps(count, kTrellisPeriods[static_cast<size_t>(
-                                                         least + 1)]) <= steps) {
+  while (least + 1 < kRates &&
+         4 * TrellisSteps(count, kTrellisPeriods[static_cast<size_t>(least + 1)]) <= steps) {
     ++least;
   }
   uint64_t taken = 0;

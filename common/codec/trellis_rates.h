@@ -15,8 +15,8 @@
 namespace fedge {
 
 // Signs that share a bit, by rate; 0: nothing of the group is sent.
-inline constexpr std::array<int, 13> kTrellisPeriods = {0,  64, 48, 32, 24, 16, 12,
-                                                        8,  6,  4,  3,  2,  1};
+inline constexpr std::array<int, 13> kTrellisPeriods = {0, 64, 48, 32, 24, 16, 12,
+                                                        8, 6,  4,  3,  2,  1};
 
 // Bits of the path through `count` values.
 inline uint64_t TrellisSteps(uint64_t count, int period) {

@@ -13,20 +13,30 @@
 namespace fedge {
 namespace {
 
-// The values sent by module and factor. `coordinates` as DecodeUpdate gives them.
-std::vector<UpdateAnatomy::Module> CountByModule(const SliceLayout& slice,
-                                                 const std::vector<uint32_t>& coordinates) {
-  std::vector<UpdateAnatomy::Module> modules;
+// The values sent of each run. `coordinates` as DecodeUpdate gives them.
+std::vector<uint64_t> CountByRun(const SliceLayout& slice,
+                                 const std::vector<uint32_t>& coordinates) {
+  std::vector<uint64_t> counts;
   auto first = coordinates.begin();
   for (const SliceRun& run : slice.runs()) {
-    const auto module = static_cast<size_t>(run.module);
-    if (modules.size() <= module) modules.resize(module + 1);
     auto sent = static_cast<uint64_t>(run.size);
     if (!coordinates.empty()) {
       const auto end = std::lower_bound(first, coordinates.end(), run.offset + run.size);
       sent = static_cast<uint64_t>(end - std::exchange(first, end));
     }
-    (run.is_b ? modules[module].b : modules[module].a) += sent;
+    counts.push_back(sent);
+  }
+  return counts;
+}
+
+std::vector<UpdateAnatomy::Module> ByModule(const SliceLayout& slice,
+                                            absl::Span<const uint64_t> by_run) {
+  std::vector<UpdateAnatomy::Module> modules;
+  for (size_t i = 0; i < by_run.size(); ++i) {
+    const SliceRun& run = slice.runs()[i];
+    const auto module = static_cast<size_t>(run.module);
+    if (modules.size() <= module) modules.resize(module + 1);
+    (run.is_b ? modules[module].b : modules[module].a) += by_run[i];
   }
   return modules;
 }
@@ -54,13 +64,14 @@ absl::StatusOr<UpdateAnatomy> AnatomyOf(absl::string_view bytes, const Digest& l
   const absl::string_view payload = bytes.substr(kUpdateHeaderBytes);
   UpdateAnatomy anatomy;
   anatomy.parameters = header.num_parameters;
-  anatomy.modules = CountByModule(slice, update.coordinates);
   const auto parameters = static_cast<double>(header.num_parameters);
   PayloadBits bits;
   if (header.support == UpdateSupport::kTrellis) {
     bits = TrellisPayloadBits(payload, slice);
+    anatomy.modules = ByModule(slice, TrellisBitsByRun(payload, slice));
     anatomy.floor_bits = 8.0 * static_cast<double>(payload.size()) - bits.head - bits.scales;
   } else {
+    anatomy.modules = ByModule(slice, CountByRun(slice, update.coordinates));
     std::vector<uint32_t> positions;
     std::vector<float> values;
     RETURN_IF_ERROR(ReadPayload(payload, header, slice, &positions, &values, &bits));

@@ -24,8 +24,8 @@ struct UpdateAnatomy {
   // H(d) + d b for each coordinate: the entropy of independent positions, and b bits a value. Of a
   // trellis, whose code has no entropy below its bits, those bits.
   double floor_bits = 0;
-  struct Module {
-    uint64_t a = 0;  // values sent
+  struct Module {  // values sent; of a trellis, which sends all, the bits they share
+    uint64_t a = 0;
     uint64_t b = 0;
   };
   std::vector<Module> modules;  // in the order of LoraSpec::modules

@@ -82,8 +82,8 @@ const std::vector<StudyMethod>& StudyMethods() {
          "{server_learning_rate: 1.6}}",
          "trellis, both ways"},
         {"trellis0.125-down0.25", absl::StrCat("{", kTrellis, "}"), "trellis, both ways"},
-        // a quarter longer than a reference of 60 rounds
-        {"trellis0.125-down0.25-75rounds", absl::StrCat("{rounds: 75, ", kTrellis, "}"),
+        // a quarter longer than a reference of 24 rounds
+        {"trellis0.125-down0.25-30rounds", absl::StrCat("{rounds: 30, ", kTrellis, "}"),
          "trellis, both ways"},
     };
     const std::vector<StudyMethod> grid = TopKGrid();

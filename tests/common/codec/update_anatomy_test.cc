@@ -80,6 +80,20 @@ TEST(UpdateAnatomyTest, DenseAndTrellisHaveNoPositions) {
   EXPECT_LE(trellis.anatomy.value_bits, 2048 / 8 + 8);
 }
 
+TEST(UpdateAnatomyTest, ATrellisShowsWhereItsBitsWent) {
+  std::vector<float> delta = RandomDelta(2048, 1);
+  for (size_t i = 0; i < 1024; ++i) delta[i] *= 20;  // the first module, a group
+  const Sample sample =
+      Make(delta, {.support = UpdateSupport::kTrellis, .density = 0.25, .seed = 3});
+  ASSERT_EQ(sample.anatomy.modules.size(), 2u);
+  const UpdateAnatomy::Module& loud = sample.anatomy.modules[0];
+  const UpdateAnatomy::Module& quiet = sample.anatomy.modules[1];
+  EXPECT_EQ(loud.a, 86u);  // a third of a bit each
+  EXPECT_EQ(loud.b, 256u);
+  EXPECT_EQ(quiet.a, 43u);  // a sixth
+  EXPECT_EQ(quiet.b, 128u);
+}
+
 TEST(UpdateAnatomyTest, AddsUp) {
   const Sample one = Make(RandomDelta(2048, 1), {.density = 0.125});
   UpdateAnatomy sum;
