@@ -46,7 +46,7 @@ void FillBudget(const v1::CodecConfig& codec, Limits& limits, RunPlan& plan) {
 }
 
 void FillTrellis(const v1::CodecConfig& codec, Limits& limits, RunPlan& plan) {
-  plan.codec.density = codec.has_bits_per_parameter() ? codec.bits_per_parameter() : 0.25;
+  plan.codec.density = codec.has_bits_per_parameter() ? codec.bits_per_parameter() : 0.125;
   limits.Within("run.codec.bits_per_parameter", plan.codec.density, kLeastTrellisBits, 1.0);
   plan.codec.relaxation =
       codec.has_relaxation() ? codec.relaxation() : (codec.no_error_feedback() ? 1.0 : 1.6);
@@ -94,7 +94,11 @@ void FillCodec(const v1::CodecConfig& codec, Limits& limits, RunPlan& plan) {
     plan.feedback.max_norm_ratio = codec.residual_norm_ratio();
   }
   limits.Within("run.codec.residual_norm_ratio", plan.feedback.max_norm_ratio, 0.0, 1e9);
-  if (codec.has_residual_decay()) plan.feedback.decay = codec.residual_decay();
+  if (codec.has_residual_decay()) {
+    plan.feedback.decay = codec.residual_decay();
+  } else if (trellis) {
+    plan.feedback.decay = 0.5;
+  }
   limits.Within("run.codec.residual_decay", plan.feedback.decay, 0.0, 1.0);
   FillBudget(codec, limits, plan);
   const bool complete = dense && bits == 16;  // nothing is left out, so nothing is kept
@@ -135,8 +139,12 @@ void FillDownlink(const v1::DownlinkConfig& downlink, Limits& limits, RunPlan& p
     limits.Fail(absl::StrCat("run.downlink.coding: '", downlink.coding(),
                              "' is not known; use levels or trellis"));
   }
-  to.trellis = downlink.coding() == "trellis";
+  const bool for_levels = downlink.has_density() || downlink.has_levels() ||
+                          (downlink.has_bits_per_parameter() && to.bits_per_parameter > 1);
+  to.trellis = downlink.has_coding() ? downlink.coding() == "trellis"
+                                     : plan.codec.support == UpdateSupport::kTrellis && !for_levels;
   if (to.trellis) {
+    to.relaxation = 1.3;
     if (!downlink.has_bits_per_parameter()) to.bits_per_parameter = 0.25;
     limits.Within(kBits, to.bits_per_parameter, kLeastTrellisBits, 1.0);
     if (downlink.has_density() || downlink.has_levels()) {

@@ -214,19 +214,46 @@ TEST(RunPlanTest, NamesFieldValueAndLimit) {
   EXPECT_EQ(ErrorOf("max_update_bytes: 5"), "max_update_bytes: 5 is below 1024");
 }
 
-TEST(RunPlanTest, ReadsATrellisBothWays) {
-  const auto plan = Plan(
-      "run: {codec: {support: trellis, residual_decay: 0.5}, downlink: {coding: trellis, "
-      "relaxation: 1.3}}");
+TEST(RunPlanTest, ATrellisComesWithWhatWasMeasuredForIt) {
+  const auto plan = Plan("run: {codec: {support: trellis}}");
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_EQ(plan->codec.support, UpdateSupport::kTrellis);
-  EXPECT_EQ(plan->codec.density, 0.25);
+  EXPECT_EQ(plan->codec.density, 0.125);
   EXPECT_EQ(plan->codec.relaxation, 1.6);
   EXPECT_EQ(plan->feedback.decay, 0.5);
   EXPECT_TRUE(plan->error_feedback);
+  EXPECT_DOUBLE_EQ(plan->outer.learning_rate, 2.2);
   EXPECT_TRUE(plan->downlink.trellis);
   EXPECT_EQ(plan->downlink.bits_per_parameter, 0.25);
   EXPECT_EQ(plan->downlink.relaxation, 1.3);
+  // The larger outer step makes up for what is forgotten, and only for that.
+  const auto rate = [](absl::string_view more) {
+    return Plan(absl::StrCat("run: {codec: {support: trellis, ", more, "}}"))->outer.learning_rate;
+  };
+  EXPECT_DOUBLE_EQ(rate("bits_per_parameter: 0.25"), 1.6);
+  EXPECT_DOUBLE_EQ(rate("bits_per_parameter: 0.015625"), 4);
+  EXPECT_DOUBLE_EQ(rate("residual_decay: 1"), 1);
+  EXPECT_DOUBLE_EQ(rate("no_error_feedback: true"), 1);
+  EXPECT_EQ(
+      Plan("run: {codec: {support: trellis}, aggregation: {mode: flexlora}}")->outer.learning_rate,
+      1);
+}
+
+TEST(RunPlanTest, ReadsATrellisBothWays) {
+  const auto plan = Plan(
+      "run: {codec: {support: trellis, residual_decay: 0.25}, downlink: {coding: trellis, "
+      "relaxation: 1.2}, aggregation: {server_learning_rate: 1.5}}");
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->feedback.decay, 0.25);
+  EXPECT_EQ(plan->outer.learning_rate, 1.5);
+  EXPECT_EQ(plan->downlink.relaxation, 1.2);
+  EXPECT_FALSE(
+      Plan("run: {codec: {support: trellis}, downlink: {coding: levels}}")->downlink.trellis);
+  EXPECT_FALSE(
+      Plan("run: {codec: {support: trellis}, downlink: {density: 0.1}}")->downlink.trellis);
+  EXPECT_FALSE(Plan("run: {codec: {support: trellis}, downlink: {bits_per_parameter: 2}}")
+                   ->downlink.trellis);
+  EXPECT_TRUE(Plan("run: {downlink: {coding: trellis}}")->downlink.trellis);
   EXPECT_EQ(Plan("run: {codec: {support: trellis, no_error_feedback: true}}")->codec.relaxation, 1);
   EXPECT_EQ(ErrorOf("run: {codec: {support: trellis, bits_per_parameter: 0.01}}"),
             "run.codec.bits_per_parameter: 0.01 is below 0.015625");
