@@ -52,6 +52,31 @@ const std::vector<StudyMethod>& StudyMethods() {
         {"flora-fp32",
          "{codec: {support: dense}, downlink: {encoding: exact}, aggregation: {mode: flora}}",
          "modes, fp32"},
+        {"dense-fp32-lr1.5",
+         "{codec: {support: dense}, downlink: {encoding: exact}, "
+         "aggregation: {server_learning_rate: 1.5}}",
+         "outer steps, fp32"},
+        {"dense-fp32-nesterov",
+         "{codec: {support: dense}, downlink: {encoding: exact}, "
+         "aggregation: {optimizer: nesterov}}",
+         "outer steps, fp32"},
+        {"rolora-fp32-lr2",
+         "{codec: {support: dense}, downlink: {encoding: exact}, "
+         "aggregation: {mode: rolora, server_learning_rate: 2}}",
+         "outer steps, fp32"},
+        {"rolora-fp32-nesterov",
+         "{codec: {support: dense}, downlink: {encoding: exact}, "
+         "aggregation: {mode: rolora, optimizer: nesterov}}",
+         "outer steps, fp32"},
+        {"ffa-fp32-lr2",
+         "{codec: {support: dense}, downlink: {encoding: exact}, "
+         "aggregation: {mode: ffa, server_learning_rate: 2}}",
+         "outer steps, fp32"},
+        {"ffa-fp32-nesterov",
+         "{codec: {support: dense}, downlink: {encoding: exact}, "
+         "aggregation: {mode: ffa, optimizer: nesterov}}",
+         "outer steps, fp32"},
+        {"default", "{}", "the product's defaults"},
         {"top3-1bit-down0.25",
          "{codec: {density: 0.03, value_bits: 1, residual_norm_ratio: 0}, downlink: "
          "{bits_per_parameter: 0.25}}",
