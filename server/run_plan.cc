@@ -130,6 +130,12 @@ double RateForTrellis(const RunPlan& plan) {
   return std::min(1 + 0.3 * (1 - plan.feedback.decay) / std::min(bits, 1.0), 4.0);
 }
 
+// A round moves half of the adapter, or the half that moves at all: a longer step is worth more
+// there than elsewhere (docs/quality.md).
+bool TrainsOneFactor(AggregationMode mode) {
+  return mode == AggregationMode::kRoLora || mode == AggregationMode::kFfa;
+}
+
 void FillOuterOptimizer(const v1::AggregationConfig& aggregation, Limits& limits, RunPlan& plan) {
   OuterOptimizer& outer = plan.outer;
   outer.beta1 = aggregation.server_momentum();
@@ -149,6 +155,10 @@ void FillOuterOptimizer(const v1::AggregationConfig& aggregation, Limits& limits
   } else if (plan.codec.support == UpdateSupport::kTrellis && plan.error_feedback &&
              !RotatesFrame(plan.aggregation)) {
     outer.learning_rate = RateForTrellis(plan);
+  } else if (name.empty() && !aggregation.has_server_learning_rate() &&
+             !aggregation.has_server_momentum() && TrainsOneFactor(plan.aggregation)) {
+    outer.kind = OuterOptimizerKind::kNesterov;
+    outer.beta1 = 0.5;
   }
   if (aggregation.has_server_learning_rate()) {
     outer.learning_rate = aggregation.server_learning_rate();

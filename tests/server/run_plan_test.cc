@@ -239,6 +239,20 @@ TEST(RunPlanTest, ATrellisComesWithWhatWasMeasuredForIt) {
       1);
 }
 
+TEST(RunPlanTest, ModesThatTrainOneFactorTakeLongerSteps) {
+  for (const char* mode : {"rolora", "ffa"}) {
+    const auto outer = [mode](absl::string_view more) {
+      return Plan(absl::StrCat("run: {aggregation: {mode: ", mode, more, "}}"))->outer;
+    };
+    EXPECT_EQ(outer("").kind, OuterOptimizerKind::kNesterov) << mode;
+    EXPECT_EQ(outer("").beta1, 0.5) << mode;
+    EXPECT_EQ(outer(", optimizer: sgd").kind, OuterOptimizerKind::kSgd) << mode;
+    EXPECT_EQ(outer(", server_learning_rate: 1").kind, OuterOptimizerKind::kSgd) << mode;
+    EXPECT_EQ(outer(", server_momentum: 0").kind, OuterOptimizerKind::kSgd) << mode;
+  }
+  EXPECT_EQ(Plan("{}")->outer.kind, OuterOptimizerKind::kSgd);
+}
+
 TEST(RunPlanTest, ReadsATrellisBothWays) {
   const auto plan = Plan(
       "run: {codec: {support: trellis, residual_decay: 0.25}, downlink: {coding: trellis, "
