@@ -30,7 +30,7 @@ struct SimulateOptions {
   std::optional<uint32_t> rounds, cohort, steps, batch, length, rank, bits;
   std::optional<float> rate, alpha, completion_weight, momentum, server_rate, final_fraction;
   std::optional<float> lora_dropout;
-  std::optional<double> density;
+  std::optional<double> density, bits_per_parameter;
   std::optional<std::string> support, layers, downlink;
   std::optional<double> downlink_bits, downlink_density;
 };
@@ -77,7 +77,17 @@ void ApplyFlags(const SimulateOptions& options, v1::RunConfig& run) {
   if (options.server_rate)
     run.mutable_aggregation()->set_server_learning_rate(*options.server_rate);
   v1::CodecConfig& codec = *run.mutable_codec();
-  if (options.support) codec.set_support(*options.support);
+  if (options.support) {
+    codec.set_support(*options.support);
+    if (*options.support == "trellis") {  // the others' settings are not for it
+      codec.clear_density();
+      codec.clear_value_bits();
+      if (options.config.empty() && !options.server_rate) {
+        run.mutable_aggregation()->clear_server_learning_rate();
+      }
+    }
+  }
+  if (options.bits_per_parameter) codec.set_bits_per_parameter(*options.bits_per_parameter);
   if (options.density) codec.set_density(*options.density);
   if (options.bits) codec.set_value_bits(*options.bits);
   v1::DownlinkConfig& downlink = *run.mutable_downlink();
@@ -228,9 +238,16 @@ void AddRunOptions(CLI::App* command, SimulateOptions& options) {
       ->add_option("--lora-dropout", options.lora_dropout,
                    "Part of the adapters' input left out in each step (default 0)")
       ->type_name("P");
-  command->add_option("--support", options.support, "Values sent: top-k, seeded or dense")
-      ->check(CLI::IsMember(std::vector<std::string>{"top-k", "seeded", "dense"}))
+  command
+      ->add_option("--support", options.support,
+                   "Values sent: top-k (default), seeded, dense, or trellis: the signs of all of "
+                   "them, several to a bit, and the settings measured for that")
+      ->check(CLI::IsMember(std::vector<std::string>{"top-k", "seeded", "dense", "trellis"}))
       ->type_name("NAME");
+  command
+      ->add_option("--bits-per-parameter", options.bits_per_parameter,
+                   "trellis: of a value, 1/64 to 1 (default 0.125)")
+      ->type_name("X");
   command->add_option("--density", options.density, "Fraction sent (default 0.1)")->type_name("X");
   command->add_option("--bits", options.bits, "Of a value: 1, 2 (default), 3, 4, 8, 16")
       ->type_name("N");

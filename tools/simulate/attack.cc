@@ -124,6 +124,7 @@ class Adversary::Link : public FederationLink {
                     static_cast<double>(std::max<uint64_t>(header.num_parameters, 1));
     codec.value_bits = header.value_bits;
     codec.seed = header.seed;
+    if (header.support == UpdateSupport::kTrellis) codec.budget_bytes = bytes.size();
     ASSIGN_OR_RETURN(const std::string forged,
                      adversary_.Forge(node_, header, layout, codec, std::move(change)));
     v1::UploadId its_id = id;

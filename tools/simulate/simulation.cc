@@ -586,19 +586,21 @@ void Simulation::FillSettings() {
                         CentralizedLearningRate(),
                         CentralizedLearningRate() * plan_.final_learning_rate_fraction));
   }
+  const bool trellis = plan_.codec.support == UpdateSupport::kTrellis;
   add("update encoding",
       absl::StrCat(UpdateSupportName(plan_.codec.support),
-                   plan_.codec.support == UpdateSupport::kDense
+                   trellis || plan_.codec.support == UpdateSupport::kDense
                        ? std::string()
                        : absl::StrFormat(", density %g", plan_.codec.density),
-                   ", ", plan_.codec.value_bits, " bits a value, error feedback ",
-                   plan_.error_feedback ? "on" : "off"));
+                   ", ", trellis ? plan_.codec.density : plan_.codec.value_bits,
+                   " bits a value, error feedback ", plan_.error_feedback ? "on" : "off"));
   add("version encoding",
       plan_.downlink.encoding == DownlinkEncoding::kExact  ? std::string("fp32")
       : plan_.downlink.encoding == DownlinkEncoding::kFp16 ? std::string("fp16")
       : plan_.downlink.density > 0
           ? absl::StrFormat("deltas, density %g", plan_.downlink.density)
-          : absl::StrFormat("deltas, %g bits a parameter", plan_.downlink.bits_per_parameter));
+          : absl::StrFormat("deltas, %g bits a parameter%s", plan_.downlink.bits_per_parameter,
+                            plan_.downlink.trellis ? ", trellis" : ""));
   add("aggregation",
       absl::StrFormat("%s; outer optimizer %s, learning rate %g, momentum %g; a node weighs as its "
                       "examples, at most %s of them",

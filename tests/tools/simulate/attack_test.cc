@@ -65,6 +65,17 @@ TEST_F(AttackTest, EachAttackChangesTheResultTheSameWayForAnyWorkers) {
   }
 }
 
+// A lie is as large as the update it replaces, whatever the code.
+TEST_F(AttackTest, LiesTravelAsATrellisToo) {
+  options_.run.mutable_codec()->set_support("trellis");
+  const RunReport report = Run(AttackKind::kSignFlip, 0.34, "out");
+  ASSERT_EQ(report.rounds.size(), 2u);
+  for (const RoundRecord& round : report.rounds) {
+    EXPECT_EQ(round.rejected, 0);
+    EXPECT_EQ(round.accepted, 6);
+  }
+}
+
 TEST_F(AttackTest, RobustRulesRunInASimulation) {
   options_.run.mutable_aggregation()->set_robust("median");
   const RunReport report = Run(AttackKind::kScale, 0.34, "out");
