@@ -72,9 +72,8 @@ int ChooseGroups(const SliceLayout& layout, uint64_t steps) {
 }
 
 // The values of each group.
-template <typename T>
-std::vector<absl::Span<T>> Split(absl::Span<T> values, absl::Span<const uint32_t> ends) {
-  std::vector<absl::Span<T>> parts;
+std::vector<absl::Span<float>> Split(absl::Span<float> values, absl::Span<const uint32_t> ends) {
+  std::vector<absl::Span<float>> parts;
   parts.reserve(ends.size());
   size_t begin = 0;
   for (const uint32_t end : ends) {
@@ -168,7 +167,7 @@ void AppendTrellisPayload(const SliceLayout& layout, const EncodeOptions& option
                           absl::Span<float> values, std::string* out) {
   const uint64_t steps = PathSteps(values.size(), options.density);
   const int group_log2 = ChooseGroups(layout, steps);
-  const auto groups = Split(values, Groups(layout, group_log2));
+  const std::vector<absl::Span<float>> groups = Split(values, Groups(layout, group_log2));
   const std::vector<uint8_t> rates = RatesOf(groups, steps + groups.size());
   const TrellisCode code(options.seed);
   const std::vector<uint8_t> path = PathThrough(code, groups, rates);

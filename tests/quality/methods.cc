@@ -1,6 +1,7 @@
 #include "tests/quality/methods.h"
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/string_view.h"
 
 namespace fedge {
@@ -52,30 +53,34 @@ const std::vector<StudyMethod>& StudyMethods() {
         {"flora-fp32",
          "{codec: {support: dense}, downlink: {encoding: exact}, aggregation: {mode: flora}}",
          "modes, fp32"},
+        {"dense-fp32-rate0.015",
+         "{codec: {support: dense}, downlink: {encoding: exact}, "
+         "training: {learning_rate: 0.015}}",
+         "longer steps, fp32"},
         {"dense-fp32-lr1.5",
          "{codec: {support: dense}, downlink: {encoding: exact}, "
          "aggregation: {server_learning_rate: 1.5}}",
-         "outer steps, fp32"},
+         "longer steps, fp32"},
         {"dense-fp32-nesterov",
          "{codec: {support: dense}, downlink: {encoding: exact}, "
          "aggregation: {optimizer: nesterov}}",
-         "outer steps, fp32"},
+         "longer steps, fp32"},
         {"rolora-fp32-lr2",
          "{codec: {support: dense}, downlink: {encoding: exact}, "
          "aggregation: {mode: rolora, server_learning_rate: 2}}",
-         "outer steps, fp32"},
+         "longer steps, fp32"},
         {"rolora-fp32-nesterov",
          "{codec: {support: dense}, downlink: {encoding: exact}, "
          "aggregation: {mode: rolora, optimizer: nesterov}}",
-         "outer steps, fp32"},
+         "longer steps, fp32"},
         {"ffa-fp32-lr2",
          "{codec: {support: dense}, downlink: {encoding: exact}, "
          "aggregation: {mode: ffa, server_learning_rate: 2}}",
-         "outer steps, fp32"},
+         "longer steps, fp32"},
         {"ffa-fp32-nesterov",
          "{codec: {support: dense}, downlink: {encoding: exact}, "
          "aggregation: {mode: ffa, optimizer: nesterov}}",
-         "outer steps, fp32"},
+         "longer steps, fp32"},
         {"default", "{}", "the product's defaults"},
         {"top3-1bit-down0.25",
          "{codec: {density: 0.03, value_bits: 1, residual_norm_ratio: 0}, downlink: "
@@ -107,6 +112,10 @@ const std::vector<StudyMethod>& StudyMethods() {
          "{server_learning_rate: 1.6}}",
          "trellis, both ways"},
         {"trellis0.125-down0.25", absl::StrCat("{", kTrellis, "}"), "trellis, both ways"},
+        // at the reference's learning rate
+        {"trellis0.125-down0.25-rate0.01",
+         absl::StrCat("{", absl::StrReplaceAll(kTrellis, {{"0.015", "0.01"}}), "}"),
+         "trellis, both ways"},
         // a quarter longer than a reference of 24 rounds
         {"trellis0.125-down0.25-30rounds", absl::StrCat("{rounds: 30, ", kTrellis, "}"),
          "trellis, both ways"},

@@ -11,10 +11,24 @@ class SimulateCommandTest : public testing::FedgeTest {
   testing::FedgeRun Simulate(std::vector<std::string> flags) {
     const std::string data = JoinPath(dir_, "data.jsonl");
     EXPECT_TRUE(env_.WriteFileAtomic(data, testing::TinyData()).ok());
-    std::vector<std::string> arguments = {
-        "simulate", "--model", model_,          "--data",        data,   "--out",
-        JoinPath(dir_, "out"), "--rounds", "1", "--cohort", "4", "--rank", "2",
-        "--steps",  "1",       "--length",      "32",            "--no-centralized"};
+    std::vector<std::string> arguments = {"simulate",
+                                          "--model",
+                                          model_,
+                                          "--data",
+                                          data,
+                                          "--out",
+                                          JoinPath(dir_, "out"),
+                                          "--rounds",
+                                          "1",
+                                          "--cohort",
+                                          "4",
+                                          "--rank",
+                                          "2",
+                                          "--steps",
+                                          "1",
+                                          "--length",
+                                          "32",
+                                          "--no-centralized"};
     arguments.insert(arguments.end(), flags.begin(), flags.end());
     return Run(arguments);
   }
